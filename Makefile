@@ -1,0 +1,56 @@
+# Two commands on a fresh machine with Python and make: `make run`, `make test`. Everything else is for those who stay.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SEED   ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-fast lint types ship browser bench bench-short clean
+
+help:  ## this text
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# The stamp is newer than pyproject.toml exactly when the environment has what pyproject.toml asks for.
+$(VENV)/.ready: pyproject.toml
+	@echo "setting up $(VENV) (once)"
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "relay needs Python 3.11 or newer, this is " + sys.version)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+run: $(VENV)/.ready  ## an upstream, the relay, a run streaming, the dashboard: all of it, here
+	@$(BIN)/relay demo $(ARGS)
+
+test: $(VENV)/.ready lint types  ## every test
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-fast: $(VENV)/.ready  ## the tests without real processes and faults
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not system and not browser and not ship' $(ARGS)
+
+lint: $(VENV)/.ready  ## style and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.ready  ## mypy --strict
+	$(BIN)/mypy
+
+ship: $(VENV)/.ready  ## chart and image checks (installs their checkers into the environment)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ship]'
+	$(BIN)/python -m pytest -m ship tests/ship $(ARGS)
+
+browser: $(VENV)/.ready  ## the tests in a real Chromium (which must be on this machine)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+
+bench: $(VENV)/.ready  ## throughput and latency against peers, as ratios of one run (minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-short: $(VENV)/.ready  ## the same in a minute, for the eye only
+	$(BIN)/python -m benchmarks --short $(ARGS)
+
+clean:  ## remove what was built here
+	rm -rf $(VENV) build dist .relay .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,180 @@
+"""The composition root: builds every object once, owns the top task group, orders start and shutdown.
+
+Start: Redis checked -> background tasks -> listeners -> ready. Stop: not ready -> no new connections -> viewers told
+goodbye -> leases given back -> open requests end -> everything closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+
+from relay import __version__, telemetry
+from relay.core.errors import StartupError
+from relay.delivery.pulse import Pulse
+from relay.fanout.hub import Hub
+from relay.ingest.ingestor import Ingestor
+from relay.ingest.upstream import Upstream
+from relay.providers import PROVIDERS
+from relay.settings import Settings, masked
+from relay.store.keys import Keys
+from relay.store.log import Log
+from relay.store.redis import Store, shown
+from relay.web import door, routes
+from relay.web.admit import Admit
+from relay.web.directory import Directory
+from relay.web.events import Events
+from relay.web.health import Health
+from relay.web.once import Once
+from relay.web.runs import Runs
+from relay.web.tokens import Tokens
+from relay.web.ui import Dashboard
+
+
+class App:
+    """One relay process. `run` serves until `stop` is set."""
+
+    def __init__(self, settings: Settings, redis_url: str, token_secret: str, alive: Callable[[], bool]) -> None:
+        self.settings = settings
+        self.address = ""
+        """http://host:port of the public listener, once it listens."""
+        self.admin_address = ""
+        self._alive = alive
+        self._store = Store(redis_url, settings.redis)
+        keys = Keys(settings.redis.prefix, settings.redis.partitions)
+        self._log = Log(self._store, keys, settings.retention, settings.ingest.lease_s)
+        self._tokens = Tokens(token_secret)
+        self._once = Once(self._store, keys)
+        self._pulse = Pulse(settings.limits.connections)
+        self._say = telemetry.logger()
+
+    async def run(self, stop: asyncio.Event, started: Callable[[App], None] = lambda _: None) -> None:
+        """Raises StartupError if it cannot start."""
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._store.close)
+            await self._store.check()
+            session = await stack.enter_async_context(_session())
+            upstreams = self._upstreams(session)
+            ingestor = Ingestor(
+                self._log, upstreams, self.settings.ingest, event_bytes=self.settings.limits.event_bytes
+            )
+            hub = Hub(self._store, self._log, ingestor, self.settings.fanout)
+            health = Health(self._store, hub, ingestor, lambda: masked(self.settings))
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            background = [
+                tasks.create_task(ingestor.run(), name="ingestor"),
+                tasks.create_task(hub.run(), name="hub"),
+                tasks.create_task(self._pulse.run(), name="pulse"),
+                tasks.create_task(self._watch_server(), name="embedded server watch"),
+            ]
+            try:
+                await self._serve(stack, upstreams, hub, ingestor, health)
+                started(self)
+                await stop.wait()
+                health.ready = False
+            finally:
+                await self._drain(ingestor)
+                for task in background:
+                    task.cancel()
+
+    def _upstreams(self, session: aiohttp.ClientSession) -> dict[str, Upstream]:
+        return {
+            options.name: Upstream(options, PROVIDERS[options.provider], session, self.settings.ingest)
+            for options in self.settings.upstreams
+        }
+
+    async def _serve(
+        self, stack: AsyncExitStack, upstreams: dict[str, Upstream], hub: Hub, ingestor: Ingestor, health: Health
+    ) -> None:
+        server, limits = self.settings.server, self.settings.limits
+        admit = Admit(server, self.settings.auth, self._tokens)
+        directory = Directory(upstreams, self._log, hub)
+        runs = Runs(directory, self._log, ingestor, self._tokens, self._once)
+        events = Events(directory, hub, self._log, self._pulse, self.settings.delivery)
+        public = door.build(routes.public(runs, events, Dashboard()), admit, body_bytes=limits.body_bytes)
+        admin = door.build(routes.admin(health), admit, body_bytes=limits.body_bytes)
+        self.address = await self._listen(stack, public, "server", server.host, server.port)
+        self.admin_address = await self._listen(stack, admin, "server.admin", server.admin_host, server.admin_port)
+        # Nothing of what was built so far ever becomes garbage: keep the collector from walking it again and again.
+        gc.collect()
+        gc.freeze()
+        health.ready = True
+        self._announce()
+
+    async def _listen(self, stack: AsyncExitStack, app: web.Application, what: str, host: str, port: int) -> str:
+        head = self.settings.limits.head_bytes
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=self.settings.server.drain_s,
+            max_line_size=head,
+            max_field_size=head,
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        try:
+            site = web.TCPSite(runner, host, port, backlog=1024)
+            await site.start()
+        except OSError as error:
+            reason = (
+                "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound: {os.strerror(error.errno or 0)}"
+            )
+            raise StartupError(f"{what}: {host}:{port} {reason}") from error
+        bound = runner.addresses[0]
+        name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        return f"http://{name}:{bound[1]}"
+
+    async def _drain(self, ingestor: Ingestor) -> None:
+        self._say.info("relay.draining", streams=self._pulse.count)
+        self._pulse.drain()
+        await ingestor.release()
+
+    async def _watch_server(self) -> None:
+        while self._alive():  # noqa: ASYNC110  (a child process has no event to wait for)
+            await asyncio.sleep(1.0)
+        raise StartupError("the embedded Redis server has died; see server.log in embedded.data_dir")
+
+    def _announce(self) -> None:
+        self._say.info(
+            "relay.ready",
+            version=__version__,
+            address=self.address,
+            admin=self.admin_address,
+            redis=shown(self._store.url),
+            upstreams=[upstream.name for upstream in self.settings.upstreams],
+            auth=self.settings.auth.mode,
+        )
+        if self.settings.auth.mode == "api_keys":
+            self._say.warning("auth.coarse", hint="every key sees every run of every upstream")
+
+
+def _session() -> aiohttp.ClientSession:
+    """The client for all upstreams: no cookies, no proxy of the environment, as many connections as there are runs."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"User-Agent": f"relay/{__version__}"},
+        max_line_size=65536,
+        max_field_size=65536,
+    )
+
+
+def kept_secret(path: Path) -> str:
+    """The secret in a file, made on first use and readable by us alone."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text("utf-8").strip()
+    secret = secrets.token_urlsafe(48)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(secret)
+    return secret

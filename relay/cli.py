@@ -1,0 +1,229 @@
+"""The command line: serve, demo, watch, check, token. Says what is wrong in one line; exits 0, 1 or 2 as documented.
+
+Exit status: 0 asked to stop, or done; 2 a configuration or arguments that cannot be used; 1 anything else; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from relay import __version__
+from relay.core.errors import ConfigError, RelayError, StartupError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    except ConfigError as error:
+        return _complain(error, 2)
+    except RelayError as error:
+        return _complain(error, 1)
+    except BrokenPipeError:
+        return 0  # whoever read us has seen enough
+    except KeyboardInterrupt:
+        return 130
+
+
+def _complain(error: RelayError, status: int) -> int:
+    print(f"relay: {error.message}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="relay", description="Event-stream gateway and fan-out relay for agent runs.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"relay {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _serve_arguments(commands.add_parser("serve", help="run the relay"))
+    _check_arguments(commands.add_parser("check", help="validate the configuration and print what is in force"))
+    _watch_arguments(commands.add_parser("watch", help="show one run live in the terminal, resuming by itself"))
+    _demo_arguments(commands.add_parser("demo", help="everything at once: an upstream, the relay, a run, a dashboard"))
+    _token_arguments(commands.add_parser("token", help="make an API key, or a viewer token"))
+    return parser
+
+
+def _config_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML configuration (default: RELAY_CONFIG)")
+
+
+# --- serve -----------------------------------------------------------------------------------------------------------
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    _config_argument(parser)
+    parser.set_defaults(command=_serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from relay import telemetry
+    from relay.app import App
+    from relay.settings import load
+    from relay.store.embedded import EmbeddedServer
+
+    settings = load(options.config, os.environ)
+    telemetry.set_up_log(settings.log)
+    if settings.redis.url is not None:
+        secret = settings.auth.token_secret
+        app = App(
+            settings, settings.redis.url.value, secret.value if secret else secrets.token_urlsafe(48), lambda: True
+        )
+        return run_loop(_until_told(app))
+    server = EmbeddedServer.start(settings.embedded)
+    try:
+        telemetry.logger().info("embedded.started", server=server.describe, data_dir=settings.embedded.data_dir)
+        app = App(settings, server.url, _token_secret(settings), server.alive)
+        return run_loop(_until_told(app))
+    finally:
+        server.stop()
+
+
+def _token_secret(settings: Any) -> str:
+    from relay.app import kept_secret
+
+    if settings.auth.token_secret is not None:
+        return str(settings.auth.token_secret.value)
+    return kept_secret(Path(settings.embedded.data_dir) / "token.secret")
+
+
+async def _until_told(app: Any) -> int:
+    """Serve until SIGTERM or SIGINT; a second one ends the process now."""
+    stop = asyncio.Event()
+
+    def told() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told)
+    try:
+        await app.run(stop)
+    except* RelayError as errors:
+        raise _first(errors) from None
+    return 0
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
+
+
+def run_loop(main: Coroutine[Any, Any, int]) -> int:
+    """Run to the end, on uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    _config_argument(parser)
+    parser.set_defaults(command=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    import yaml
+
+    from relay.settings import load, masked
+
+    settings = load(options.config, os.environ)
+    print(yaml.safe_dump(masked(settings), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+# --- watch -----------------------------------------------------------------------------------------------------------
+def _watch_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run id")
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="address of the relay (default: %(default)s)")
+    parser.add_argument("--after-seq", type=int, default=0, metavar="N", help="skip events up to and including N")
+    parser.add_argument("--types", metavar="GLOBS", help="only these event types, for example run.*,tool.*")
+    parser.add_argument("--json", action="store_true", help="one event per line, for pipes")
+    parser.add_argument("--no-color", dest="color", action="store_false", default=None, help="plain text")
+    parser.set_defaults(command=_watch)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from relay.watch import WatchOptions, watch
+
+    wanted = WatchOptions(
+        url=options.url,
+        run_id=options.run,
+        after_seq=options.after_seq,
+        json=options.json,
+        key=os.environ.get("RELAY_API_KEY"),
+        types=options.types,
+        color=options.color,
+    )
+    return run_loop(watch(wanted, sys.stdout))
+
+
+# --- demo ------------------------------------------------------------------------------------------------------------
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--once", action="store_true", help="show one run, then exit 0")
+    parser.add_argument("--recording", type=Path, metavar="FILE", help="play this recording (JSON lines) instead")
+    parser.add_argument("--port", type=int, default=8080, help="port of the relay; a free one if it is taken")
+    parser.add_argument("--speed", type=float, default=1.0, metavar="X", help="play X times as fast")
+    parser.set_defaults(command=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from relay.demo.show import ShowOptions, show
+
+    wanted = ShowOptions(once=options.once, recording=options.recording, port=options.port, speed=options.speed)
+    return asyncio.run(show(wanted, sys.stdout))
+
+
+# --- token -----------------------------------------------------------------------------------------------------------
+def _token_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(required=True, metavar="KIND")
+    key = kinds.add_parser("key", help="make an API key: prints the key, and its hash for auth.keys")
+    key.add_argument("name", metavar="NAME", help="who will use it")
+    key.set_defaults(command=_token_key)
+    viewer = kinds.add_parser("viewer", help="sign a viewer token for one run, valid for at most ten minutes")
+    _config_argument(viewer)
+    viewer.add_argument("run", metavar="RUN", help="run id")
+    viewer.add_argument("--upstream", metavar="NAME", help="needed where several are configured")
+    viewer.set_defaults(command=_token_viewer)
+
+
+def _token_key(options: argparse.Namespace) -> int:
+    import yaml
+
+    from relay.web.admit import hash_of
+
+    key = f"rk_{secrets.token_urlsafe(32)}"
+    print(f"key (give it to {options.name}; it is not kept anywhere):\n  {key}\n\nfor auth.keys:")
+    print(yaml.safe_dump([{"name": options.name, "hash": hash_of(key)}], sort_keys=False), end="")
+    return 0
+
+
+def _token_viewer(options: argparse.Namespace) -> int:
+    from relay.core.ids import RunKey, checked_id
+    from relay.settings import load
+    from relay.web.tokens import Tokens
+
+    settings = load(options.config, os.environ)
+    names = [upstream.name for upstream in settings.upstreams]
+    name = options.upstream or (names[0] if len(names) == 1 else None)
+    if name not in names:
+        raise ConfigError(f"--upstream: name one of {', '.join(names)}")
+    if settings.auth.token_secret is None and settings.redis.url is not None:
+        raise StartupError("auth.token_secret is not set, so a running relay would not accept this token")
+    token, _ = Tokens(_token_secret(settings)).mint(RunKey(name, checked_id("RUN", options.run)), minted_by="cli")
+    print(token)
+    return 0

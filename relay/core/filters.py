@@ -1,0 +1,56 @@
+"""Which event types a reader wants: `types=run.*,tool.*`. Skipped events still move the cursor."""
+
+from __future__ import annotations
+
+import re
+
+from relay.core.errors import InvalidRequest
+
+_PATTERN = re.compile(r"[A-Za-z0-9_.:*-]{1,128}", re.ASCII)
+_MOST = 32
+
+
+class Types:
+    """A set of globs over event types. Equal sets are equal values, so that viewers who ask alike share bytes."""
+
+    __slots__ = ("_known", "_regex", "patterns")
+
+    def __init__(self, patterns: tuple[str, ...]) -> None:
+        self.patterns = patterns
+        parts = (".*".join(re.escape(piece) for piece in pattern.split("*")) for pattern in patterns)
+        self._regex = re.compile("|".join(f"(?:{part})" for part in parts))
+        self._known: dict[str, bool] = {}
+
+    def allows(self, kind: str) -> bool:
+        known = self._known.get(kind)
+        if known is None:
+            known = self._regex.fullmatch(kind) is not None
+            # Types are an open set (an upstream may emit any string), so what we remember must be bounded.
+            if len(self._known) < 1024:
+                self._known[kind] = known
+        return known
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Types) and other.patterns == self.patterns
+
+    def __hash__(self) -> int:
+        return hash(self.patterns)
+
+    def __repr__(self) -> str:
+        return f"Types({','.join(self.patterns)})"
+
+
+def types_of(text: str | None) -> Types | None:
+    """The filter of a query; None when the reader wants everything."""
+    if text is None or text == "":
+        return None
+    patterns = [piece.strip() for piece in text.split(",")]
+    if len(patterns) > _MOST:
+        raise InvalidRequest.field("types", "too many patterns", f"at most {_MOST}")
+    if not all(_PATTERN.fullmatch(pattern) for pattern in patterns):
+        raise InvalidRequest.field("types", "not a list of type patterns", "comma-separated globs such as run.*,tool.*")
+    # Runs of stars mean one star, and would make the matcher try exponentially many ways.
+    patterns = [re.sub(r"\*+", "*", pattern) for pattern in patterns]
+    if any(pattern.count("*") > 4 for pattern in patterns):
+        raise InvalidRequest.field("types", "too many stars in one pattern", "at most 4")
+    return None if "*" in patterns else Types(tuple(sorted(set(patterns))))

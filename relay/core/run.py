@@ -1,0 +1,108 @@
+"""One run as its pump sees it: which events are new, which are repeats, where a seq is missing, when it has ended.
+
+Pure: no clock, no I/O. The pump feeds drafts in the order the upstream sent them and appends what comes back. Three
+laws: the admitted seqs rise strictly; nothing already admitted is admitted again; nothing is skipped unless a
+`follow=false` read has confirmed that the upstream itself has a step there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from relay.core.events import FINAL_STATUS, MOVING_STATUS, TERMINAL, Draft, Event, encode, is_final
+
+
+class Step(NamedTuple):
+    """Seqs `first..last` did not come: a loss, or a hole the upstream has had for ever."""
+
+    first: int
+    last: int
+
+
+@dataclass(slots=True)
+class Admission:
+    events: list[Event] = field(default_factory=list)
+    repeats: int = 0
+    """How many drafts carried a seq that was already admitted (the first one wins)."""
+    steps: list[Step] = field(default_factory=list)
+    """Steps that were accepted because this read was a confirming one."""
+    unconfirmed: Step | None = None
+    """A step that must be confirmed first; this and all later drafts were left out."""
+
+
+class Run:
+    """The state of one run's log and life, moved forward by `admit` and by nothing else."""
+
+    __slots__ = ("contiguous", "ended", "ended_at", "head_lost", "last_seq", "run_id", "status")
+
+    def __init__(self, run_id: str, *, last_seq: int = 0, status: str = "running", contiguous: bool = True) -> None:
+        self.run_id = run_id
+        self.last_seq = last_seq
+        self.status = status
+        self.contiguous = contiguous
+        """False once a step was confirmed: this upstream run has holes, a further one is no news."""
+        self.ended = status in TERMINAL
+        """The terminal event has been admitted. Trailing events may still come."""
+        self.ended_at: object = None
+        """`created_at` of the terminal event, as its upstream wrote it."""
+        self.head_lost = 0
+        """Highest seq below the first event that the upstream could still give, if its head is gone."""
+
+    def admit(self, drafts: Iterable[Draft], *, confirming: bool = False) -> Admission:
+        """Number, order and encode `drafts`. With `confirming` (a follow=false read) steps are taken as the truth."""
+        admission = Admission()
+        for draft in drafts:
+            seq = draft.seq if draft.seq is not None else self.last_seq + 1
+            if seq <= self.last_seq:
+                admission.repeats += 1
+                continue
+            if seq > self.last_seq + 1 and not self._accept_step(seq, draft, admission, confirming=confirming):
+                break
+            admission.events.append(self._take(seq, draft))
+        return admission
+
+    def _accept_step(self, seq: int, draft: Draft, admission: Admission, *, confirming: bool) -> bool:
+        step = Step(self.last_seq + 1, seq - 1)
+        if confirming:
+            self.contiguous = False
+        elif self.contiguous:
+            admission.unconfirmed = step
+            return False
+        # A run of the global-sequence age starts anywhere, with its run.started; any other late start is a lost head.
+        if self.last_seq == 0 and draft.type != "run.started":
+            self.head_lost = step.last
+        admission.steps.append(step)
+        return True
+
+    def _take(self, seq: int, draft: Draft) -> Event:
+        body = draft.body
+        if draft.seq is None:
+            body["seq"] = seq
+        self.last_seq = seq
+        if is_final(draft.type, body.get("data")):
+            self.status = FINAL_STATUS[draft.type]
+            self.ended = True
+            self.ended_at = body.get("created_at")
+        elif not self.ended and not _is_nested(body.get("data")):
+            self.status = MOVING_STATUS.get(draft.type, self.status)
+        return Event(seq, draft.type, encode(body))
+
+
+def _is_nested(data: object) -> bool:
+    return isinstance(data, dict) and data.get("delegate_layer") == "acp"
+
+
+def synthesized_end(run_id: str, status: str, reason: str, created_at: str) -> Draft:
+    """The marked end of a run its upstream never ended: only after GET run said so and a drain found none."""
+    kind = next((name for name, value in FINAL_STATUS.items() if value == status), "run.interrupted")
+    body = {
+        "seq": None,
+        "type": kind,
+        "data": {"error_class": "relay.synthesized", "message": reason} if status != "completed" else {},
+        "created_at": created_at,
+        "run_id": run_id,
+        "synthesized": True,
+    }
+    return Draft(None, kind, body)

@@ -1,0 +1,98 @@
+"""The recent events of one watched run, and the one place where bytes for viewers are made.
+
+A window covers every event with floor < seq <= last_seq. Readers are cursors: `after(cursor, …)` gives the joined bytes
+that follow, memoised per cursor, wire and filter, so that a thousand viewers at one cursor share one bytes object. Who
+stands below the floor reads the log instead. Bounded in bytes; the head is let go first.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from relay.core.events import Event
+from relay.core.filters import Types
+from relay.core.wires import Wire
+
+_MEMO = 256
+"""Most slices remembered at once: live viewers share a few; readers catching up each ask for their own."""
+
+
+class Slice(NamedTuple):
+    """What a reader is given in one turn."""
+
+    data: bytes
+    """Ready to be written; empty if the filter left nothing."""
+    upto: int
+    """The reader's cursor afterwards: filtered events count as seen."""
+    sent: int
+    """How many events `data` holds."""
+
+
+def cut(events: Sequence[Event], wire: Wire, types: Types | None, max_bytes: int) -> Slice:
+    """The first events of a non-empty sequence, about `max_bytes` of them (always at least one)."""
+    size, stop = 0, 0
+    for event in events:
+        size += len(event.json)
+        stop += 1
+        if size >= max_bytes:
+            break
+    wanted = [event for event in events[:stop] if types is None or types.allows(event.type)]
+    return Slice(wire.events(wanted), events[stop - 1].seq, len(wanted))
+
+
+class Window:
+    __slots__ = ("_events", "_memo", "_seqs", "floor", "size")
+
+    def __init__(self, floor: int) -> None:
+        self.floor = floor
+        """Every event above it, up to last_seq, is here; nothing at or below it is."""
+        self.size = 0
+        """Bytes of event JSON held."""
+        self._events: list[Event] = []
+        self._seqs: list[int] = []
+        self._memo: dict[tuple[int, int, Wire, Types | None], Slice] = {}
+
+    @property
+    def last_seq(self) -> int:
+        return self._seqs[-1] if self._seqs else self.floor
+
+    def __len__(self) -> int:
+        return len(self._seqs)
+
+    def publish(self, events: Sequence[Event], limit: int) -> int:
+        """Add what is new, let go of the head beyond `limit` bytes, and return how many events were new."""
+        fresh = [event for event in events if event.seq > self.last_seq]
+        if not fresh:
+            return 0
+        self._memo.clear()
+        self._events += fresh
+        self._seqs += [event.seq for event in fresh]
+        self.size += sum(len(event.json) for event in fresh)
+        if self.size > limit:
+            self._shrink(limit)
+        return len(fresh)
+
+    def after(self, cursor: int, wire: Wire, types: Types | None, max_bytes: int) -> Slice | None:
+        """The events behind `cursor`; None if there are none, or if the cursor is below the floor (ask the log)."""
+        if cursor < self.floor or cursor >= self.last_seq:
+            return None
+        key = (cursor, max_bytes, wire, types)
+        found = self._memo.get(key)
+        if found is None:
+            if len(self._memo) >= _MEMO:
+                self._memo.clear()
+            found = cut(self._events[bisect_right(self._seqs, cursor) :], wire, types, max_bytes)
+            self._memo[key] = found
+        return found
+
+    def _shrink(self, limit: int) -> None:
+        # Down to three quarters of the limit at once, so that the cost per published event stays constant.
+        stop = 0
+        while stop < len(self._events) - 1 and self.size > limit * 3 // 4:
+            self.size -= len(self._events[stop].json)
+            stop += 1
+        if stop:
+            self.floor = self._seqs[stop - 1]
+            del self._events[:stop], self._seqs[:stop]

@@ -1,0 +1,210 @@
+"""One reader of one run, on any wire: moves a subscription's bytes into a connection, at the connection's pace.
+
+At the live edge a stream has nothing running: its topic calls `flush`, which writes the shared bytes at once. Whoever
+cannot take more (the kernel's buffer is full), or stands behind the window, leaves the live set; then the request's own
+task, asleep until now, catches it up in bounded slices, each followed by a turn for everybody else. Heartbeats, expired
+access and stuck readers are seen once a second for all streams together (`relay.delivery.pulse`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Protocol
+
+from relay import telemetry
+from relay.core import wires
+from relay.core.goodbye import AUTH_EXPIRED, SLOW, Goodbye
+from relay.core.window import Slice
+from relay.core.wires import Notice
+from relay.delivery.options import DeliveryOptions
+from relay.fanout.subscription import Subscription
+
+
+class Connection(Protocol):
+    """What a stream needs of a transport."""
+
+    @property
+    def closing(self) -> bool:
+        """The client is gone, or we are done with it."""
+
+    @property
+    def backlog(self) -> int:
+        """Bytes written that the kernel has not taken yet."""
+
+    @property
+    def full(self) -> bool:
+        """The backlog is so large that writing on would only fill our memory."""
+
+    def write(self, data: bytes) -> None:
+        """Never waits."""
+
+    async def drained(self) -> None:
+        """Returns when there is room again; raises ConnectionError when the client is gone."""
+
+    def abort(self) -> None:
+        """End without a proper end, so that nobody takes it for completion."""
+
+
+class Farewell(Exception):
+    """Not an error: the way a stream ends before its run does."""
+
+    def __init__(self, goodbye: Goodbye) -> None:
+        super().__init__(goodbye.code)
+        self.goodbye = goodbye
+
+
+class Stream:
+    def __init__(
+        self,
+        subscription: Subscription,
+        connection: Connection,
+        options: DeliveryOptions,
+        *,
+        follow: bool = True,
+        expires_at: float | None = None,
+    ) -> None:
+        self.expires_at = expires_at
+        """Unix time at which the reader's access ends; None for never."""
+        self._sub = subscription
+        self._connection = connection
+        self._options = options
+        self._follow = follow
+        self._wake = asyncio.Event()
+        self._goodbye: Goodbye | None = None
+        self._slow = False
+        self._written_at = time.monotonic()
+        self._taken_at = self._written_at
+        self._backlog = 0
+        self._told = subscription.cursor
+        """The seq in the last `id:` the client got: what it would resume from."""
+        self._told_at = self._written_at
+        self._delivered = telemetry.EVENTS_DELIVERED.labels(subscription.wire.form)
+
+    # --- the request's task -----------------------------------------------------------------------------------------
+    async def run(self) -> Notice | None:
+        """Deliver until the end: returns the end notice (not yet written), or None if the reader did not follow.
+
+        Raises Farewell when the stream must be given up, ConnectionError when the client is gone.
+        """
+        topic = self._sub.topic
+        try:
+            while True:
+                await self._catch_up()
+                if self._sub.ended:
+                    return wires.end(topic.state.last_seq, topic.state.status, self._retry_ms())
+                if not self._follow and self._sub.cursor >= topic.last_seq:
+                    self._tell_position()
+                    return None
+                self._wake.clear()
+                topic.live.add(self)
+                self.flush()
+                await self._wake.wait()
+                topic.live.discard(self)
+        finally:
+            topic.live.discard(self)
+            self._set_slow(slow=False)
+
+    async def _catch_up(self) -> None:
+        """Write until the window has nothing more behind the cursor and the connection took all of it."""
+        while True:
+            if self._goodbye is not None:
+                raise Farewell(self._goodbye)
+            if self._connection.closing:
+                raise ConnectionResetError
+            if self._connection.full:
+                self._set_slow(slow=True)
+                await self._connection.drained()
+                self._set_slow(slow=False)
+            part = await self._sub.read_back() if self._sub.behind else self._sub.take()
+            if part is not None:
+                self._write(part)
+            elif self._sub.behind:
+                await self._sub.topic.changed(1.0)  # the log is being refilled: P5 says nobody else is told
+            else:
+                self._tell_position()
+                return
+            await asyncio.sleep(0)
+
+    # --- called by the topic and the pulse, never waiting -----------------------------------------------------------
+    def flush(self) -> None:
+        """At the live edge: everything new, one write. Whatever is not simple is left to the request's task."""
+        connection, sub = self._connection, self._sub
+        if connection.full or connection.closing or sub.behind:
+            self._wake_up()
+            return
+        part = sub.take()
+        if part is not None:
+            self._write(part)
+        if sub.cursor < sub.topic.last_seq or sub.ended:
+            self._wake_up()
+
+    def beat(self, now: float, wall: float) -> None:
+        """Once a second: what silence, time and stuck sockets ask for."""
+        connection = self._connection
+        if connection.closing:
+            self._wake_up()
+        elif self.expires_at is not None and wall >= self.expires_at:
+            self.say_goodbye(AUTH_EXPIRED)
+        elif connection.backlog:
+            self._watch_backlog(now)
+        else:
+            self._taken_at = now
+            self._tell_position()
+            if now - self._written_at >= self._options.heartbeat_s - 1:
+                self._put(self._sub.wire.ping)
+
+    def say_goodbye(self, goodbye: Goodbye) -> None:
+        """End this stream soon; the request's task writes the notice and ends the connection."""
+        self._goodbye = self._goodbye or goodbye
+        if self._connection.full:
+            self._connection.abort()  # no room for words: wakes whoever waits for room
+        self._wake_up()
+
+    def _watch_backlog(self, now: float) -> None:
+        backlog = self._connection.backlog
+        if backlog < self._backlog or not self._backlog:
+            self._taken_at = now
+        self._backlog = backlog
+        if now - self._taken_at >= self._options.slow_s:
+            self.say_goodbye(SLOW)
+
+    # --- small ------------------------------------------------------------------------------------------------------
+    def _write(self, part: Slice | Notice) -> None:
+        if isinstance(part, Notice):
+            telemetry.RESETS.inc()
+            self._put(self._sub.wire.notice(part))
+            self._told = self._sub.cursor
+        elif part.data:
+            self._put(part.data)
+            self._told = part.upto
+            self._delivered.inc(part.sent)
+
+    def _put(self, data: bytes) -> None:
+        self._connection.write(data)
+        self._written_at = time.monotonic()
+
+    def _tell_position(self) -> None:
+        """Events were filtered out: move the cursor the client would resume from, at most once a second."""
+        if self._sub.types is None or self._told >= self._sub.cursor:
+            return
+        now = time.monotonic()
+        if now - self._told_at >= 1.0 or not self._follow:
+            self._put(self._sub.wire.notice(wires.position(self._sub.cursor)))
+            self._told, self._told_at = self._sub.cursor, now
+
+    def _set_slow(self, *, slow: bool) -> None:
+        if slow == self._slow:
+            return
+        self._slow = slow
+        telemetry.SLOW_READERS.inc(1 if slow else -1)
+        if not slow:
+            self._backlog = 0
+
+    def _wake_up(self) -> None:
+        self._sub.topic.live.discard(self)
+        self._wake.set()
+
+    def _retry_ms(self) -> int:
+        return random.randint(self._options.retry_min_ms, self._options.retry_max_ms)  # noqa: S311  (jitter)

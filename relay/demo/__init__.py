@@ -1,0 +1,1 @@
+"""What `relay demo` shows: an upstream of our own, and everything of the relay in front of it."""

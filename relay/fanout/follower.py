@@ -1,0 +1,203 @@
+"""From bells to events: hears that logs grew, reads what is new (many runs per round trip), publishes it to topics.
+
+The order that loses nothing: subscription acknowledged -> position read -> wait. A bell carries no truth and may be lost;
+once a second the position of every followed log is compared with Redis, which also finds seals, and logs that lost what
+we have already shown. The work per bell does not grow with the number of followed runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from relay import telemetry
+from relay.core.errors import StoreUnavailable
+from relay.core.ids import RunKey
+from relay.fanout.options import FanoutOptions
+from relay.fanout.topic import Topic
+from relay.store.log import Log, LogState
+from relay.store.redis import Bells, Store
+
+_EVENTS = 512
+_BATCH = 256
+"""Most runs read in one round trip."""
+_PING_S = 5.0
+_DEAD_S = 12.0
+"""A bell connection that answers no ping for this long is dead, whatever TCP says."""
+
+
+class Follower:
+    def __init__(self, store: Store, log: Log, options: FanoutOptions, lost: Callable[[RunKey], None]) -> None:
+        self._store = store
+        self._log = log
+        self._options = options
+        self._lost = lost
+        self._topics: dict[RunKey, Topic] = {}
+        self._channels: dict[bytes, Topic] = {}
+        self._rung: dict[Topic, float] = {}
+        """Topics whose log may have grown, and since when we know."""
+        self._stateful: set[Topic] = set()
+        """Those of them whose state is asked for too."""
+        self._work = asyncio.Event()
+        self._unsaid: list[tuple[str, bytes]] = []
+        self._speak_up = asyncio.Event()
+
+    def follow(self, topic: Topic) -> None:
+        """From now on this topic gets its run's events; `topic.ready` is set when it does."""
+        channel = self._log.keys.bell(topic.key).encode()
+        self._topics[topic.key] = topic
+        self._channels[channel] = topic
+        self._say("SSUBSCRIBE", channel)
+
+    def unfollow(self, topic: Topic) -> None:
+        channel = self._log.keys.bell(topic.key).encode()
+        if self._topics.get(topic.key) is topic:
+            del self._topics[topic.key], self._channels[channel]
+            self._rung.pop(topic, None)
+            self._stateful.discard(topic)
+            self._say("SUNSUBSCRIBE", channel)
+
+    async def refresh(self, topic: Topic) -> None:
+        """Learn now where the log stands, instead of at the next bell."""
+        await self._check([topic])
+        if topic.state.last_seq > topic.last_seq:
+            await self._publish([topic], {topic: time.monotonic()})
+
+    async def run(self) -> None:
+        """For ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen_for_ever(), name="bells")
+            tasks.create_task(self._read_for_ever(), name="log reader")
+            tasks.create_task(self._check_for_ever(), name="position check")
+
+    # --- bells ------------------------------------------------------------------------------------------------------
+    async def _listen_for_ever(self) -> None:
+        while True:
+            connection = self._store.bells()
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._listen(connection, tasks), name="bell listener")
+            except* (StoreUnavailable, TimeoutError) as errors:
+                telemetry.logger().warning("bells.lost", reason=type(errors.exceptions[0]).__name__)
+            finally:
+                await connection.close()
+            await asyncio.sleep(0.25)
+
+    async def _listen(self, connection: Bells, tasks: asyncio.TaskGroup) -> None:
+        await connection.connect()
+        self._unsaid = [("SSUBSCRIBE", channel) for channel in self._channels]
+        tasks.create_task(self._speak(connection), name="bell speaker")
+        while True:
+            async with asyncio.timeout(_DEAD_S):
+                message = await connection.read()
+            self._heard(message)
+
+    async def _speak(self, connection: Bells) -> None:
+        """Send what was asked for; a ping when nothing was."""
+        while True:
+            for command, channel in self._unsaid:
+                await connection.send(command, channel)
+            self._unsaid.clear()
+            self._speak_up.clear()
+            try:
+                async with asyncio.timeout(_PING_S):
+                    await self._speak_up.wait()
+            except TimeoutError:
+                await connection.send("PING")
+
+    def _say(self, command: str, channel: bytes) -> None:
+        self._unsaid.append((command, channel))
+        self._speak_up.set()
+
+    def _heard(self, message: object) -> None:
+        if not isinstance(message, list) or len(message) < 3:
+            return
+        topic = self._channels.get(message[1])
+        if topic is None:
+            return
+        # Just subscribed: from now on nothing can be missed, so this is the moment to look where the log stands.
+        if message[0] == b"ssubscribe" or message[2] == b"sealed":
+            self._ring(topic, state=True)
+        elif message[0] == b"smessage":
+            self._ring(topic, state=not topic.ready.is_set())
+
+    def _ring(self, topic: Topic, *, state: bool) -> None:
+        if state:
+            self._stateful.add(topic)
+        self._rung.setdefault(topic, time.monotonic())
+        self._work.set()
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+    async def _read_for_ever(self) -> None:
+        while True:
+            await self._work.wait()
+            batch = {topic: self._rung.pop(topic) for topic in list(self._rung)[:_BATCH]}
+            if not self._rung:
+                self._work.clear()
+            stateful = [topic for topic in batch if topic in self._stateful]
+            self._stateful.difference_update(stateful)
+            try:
+                await self._learn(stateful)
+                await self._publish([topic for topic in batch if topic.ready.is_set()], batch)
+            except StoreUnavailable:
+                for topic in batch:
+                    if topic.key in self._topics:
+                        self._ring(topic, state=True)
+                await asyncio.sleep(0.25)
+
+    async def _learn(self, topics: Sequence[Topic]) -> None:
+        if topics:
+            states = await self._log.states([topic.key for topic in topics])
+            for topic, state in zip(topics, states, strict=True):
+                self._compare(topic, state)
+
+    async def _publish(self, topics: Sequence[Topic], since: dict[Topic, float]) -> None:
+        if not topics:
+            return
+        wanted = [(topic.key, topic.last_seq, self._count(topic)) for topic in topics]
+        pages = await self._log.read(wanted)
+        now = time.monotonic()
+        for topic, (_, _, most), events in zip(topics, wanted, pages, strict=True):
+            if topic.publish(events):
+                telemetry.FOLLOW_LAG.observe(now - since[topic])
+            if len(events) == most and self._topics.get(topic.key) is topic:
+                self._ring(topic, state=False)
+
+    def _count(self, topic: Topic) -> int:
+        # XRANGE is bounded by entries, memory by bytes: runs with large events are read a few at a time.
+        return max(4, min(_EVENTS, int(self._options.page_bytes / topic.mean_bytes)))
+
+    # --- healing ----------------------------------------------------------------------------------------------------
+    async def _check_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.check_s)
+            topics = list(self._topics.values())
+            for start in range(0, len(topics), _BATCH):
+                await self._check([topic for topic in topics[start : start + _BATCH] if topic.ready.is_set()])
+
+    async def _check(self, topics: Sequence[Topic]) -> None:
+        before = {topic: topic.last_seq for topic in topics}
+        try:
+            states = await self._log.states([topic.key for topic in topics])
+        except StoreUnavailable:
+            return
+        for topic, state in zip(topics, states, strict=True):
+            if state is not None and state.last_seq > topic.last_seq == before[topic] and topic not in self._rung:
+                telemetry.BELLS_LOST.inc()
+            self._compare(topic, state)
+
+    def _compare(self, topic: Topic, state: LogState | None) -> None:
+        """Act on where Redis says the run is."""
+        if self._topics.get(topic.key) is not topic:
+            return
+        if not topic.ready.is_set():
+            topic.start(state or LogState())
+            return
+        if state is None:
+            # Never pumped yet, or everything is gone: somebody must bring it (back); what we know stays true meanwhile.
+            self._lost(topic.key)
+            return
+        topic.learn(state)
+        if state.last_seq > topic.last_seq:
+            self._ring(topic, state=False)

@@ -1,0 +1,118 @@
+"""The runs watched in this process: opens a topic with its first reader, lets go of it with the last.
+
+The hub also says that a run is wanted (so that somebody pumps it) for as long as it is watched and not sealed, and bounds
+the memory of all windows together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+from relay import telemetry
+from relay.core.errors import StoreUnavailable
+from relay.core.filters import Types
+from relay.core.ids import RunKey
+from relay.core.wires import Wire
+from relay.fanout.follower import Follower
+from relay.fanout.history import History
+from relay.fanout.options import FanoutOptions
+from relay.fanout.subscription import Subscription
+from relay.fanout.topic import Topic
+from relay.store.log import Log
+from relay.store.redis import Store
+
+_READY_S = 5.0
+
+
+class Wants(Protocol):
+    """Who makes sure that wanted runs are pumped."""
+
+    def watch(self, key: RunKey) -> None: ...
+
+    def unwatch(self, key: RunKey) -> None: ...
+
+    def want(self, key: RunKey) -> None: ...
+
+    async def probe(self, key: RunKey) -> None: ...
+
+
+class Hub:
+    def __init__(self, store: Store, log: Log, wants: Wants, options: FanoutOptions) -> None:
+        self._options = options
+        self._wants = wants
+        self._topics: dict[RunKey, Topic] = {}
+        self._follower = Follower(store, log, options, wants.want)
+        self._history = History(log, page_bytes=options.page_bytes, memory_bytes=options.memory_bytes // 4)
+        telemetry.WINDOW_BYTES.set_function(lambda: sum(topic.window.size for topic in self._topics.values()))
+        telemetry.TOPICS.set_function(lambda: len(self._topics))
+
+    async def run(self) -> None:
+        """For ever."""
+        await self._follower.run()
+
+    def watched(self, key: RunKey) -> bool:
+        """Whether this process follows the run already (so there is no doubt that it exists)."""
+        topic = self._topics.get(key)
+        return topic is not None and topic.ready.is_set() and topic.last_seq > 0
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every watched run, for people."""
+        return [
+            {
+                "run": str(topic.key),
+                "readers": topic.readers,
+                "live": len(topic.live),
+                "last_seq": topic.last_seq,
+                "status": topic.state.status,
+                "sealed": topic.sealed,
+                "window_events": len(topic.window),
+                "window_bytes": topic.window.size,
+            }
+            for topic in self._topics.values()
+        ]
+
+    @asynccontextmanager
+    async def topic(self, key: RunKey) -> AsyncIterator[Topic]:
+        """The run's topic, open for as long as the block lasts. Raises StoreUnavailable."""
+        topic = self._topics.get(key)
+        if topic is None:
+            topic = self._topics[key] = Topic(key, self._window_bytes)
+            self._follower.follow(topic)
+        topic.readers += 1
+        watching = False
+        try:
+            await self._until_ready(topic)
+            if not topic.sealed:
+                self._wants.watch(key)
+                watching = True
+            yield topic
+        finally:
+            if watching:
+                self._wants.unwatch(key)
+            topic.readers -= 1
+            if not topic.readers:
+                self._follower.unfollow(topic)
+                del self._topics[key]
+
+    async def settle(self, topic: Topic, cursor: int) -> None:
+        """Before a reader beyond the end of a sealed run is told that there is no more: make sure that it is so."""
+        if topic.sealed and cursor > topic.last_seq:
+            await self._wants.probe(topic.key)
+            await self._follower.refresh(topic)
+
+    def subscribe(self, topic: Topic, cursor: int, wire: Wire, types: Types | None) -> Subscription:
+        return Subscription(topic, self._history, cursor, wire, types, self._options.page_bytes)
+
+    async def _until_ready(self, topic: Topic) -> None:
+        try:
+            async with asyncio.timeout(_READY_S):
+                await topic.ready.wait()
+        except TimeoutError as error:
+            raise StoreUnavailable("the event log is not available at the moment", retry_after_s=2.0) from error
+
+    def _window_bytes(self) -> int:
+        share = self._options.memory_bytes * 3 // 4 // max(1, len(self._topics))
+        return min(self._options.window_bytes, share)

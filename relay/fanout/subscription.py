@@ -1,0 +1,60 @@
+"""A reader's place in a run: a cursor and how to move it. Owns no queue and no task.
+
+Replay, catching up and live are one piece of code: `take` gives what the window holds behind the cursor, `read_back`
+what only the log still has. Nothing is handed over between history and live, so nothing can fall in between.
+"""
+
+from __future__ import annotations
+
+from relay.core.filters import Types
+from relay.core.window import Slice
+from relay.core.wires import Notice, Wire, reset
+from relay.fanout.history import History
+from relay.fanout.topic import Topic
+
+
+class Subscription:
+    __slots__ = ("_history", "_max_bytes", "cursor", "topic", "types", "wire")
+
+    def __init__(
+        self, topic: Topic, history: History, cursor: int, wire: Wire, types: Types | None, max_bytes: int
+    ) -> None:
+        self.topic = topic
+        self.cursor = cursor
+        """The last seq this reader has seen, filtered ones included."""
+        self.wire = wire
+        self.types = types
+        self._history = history
+        self._max_bytes = max_bytes
+
+    @property
+    def behind(self) -> bool:
+        """What comes next is no longer in the window."""
+        return self.cursor < self.topic.window.floor
+
+    @property
+    def ended(self) -> bool:
+        """No more ever, and this reader has all of it."""
+        return self.topic.sealed and self.cursor >= self.topic.state.last_seq
+
+    def take(self) -> Slice | None:
+        """The next events of the window; None at the live edge, or behind."""
+        found = self.topic.window.after(self.cursor, self.wire, self.types, self._max_bytes)
+        if found is not None:
+            self.cursor = found.upto
+        return found
+
+    async def read_back(self) -> Slice | Notice | None:
+        """The next events of the log, or the notice that they are gone; None if it has nothing there now."""
+        page = await self._history.page(self.topic, self.cursor)
+        first = page.events[0].seq if page is not None else 0
+        floor = min(self.topic.state.floor, first - 1) if first else self.topic.state.floor
+        if floor > self.cursor:
+            missed = reset(self.cursor + 1, floor, "trimmed")
+            self.cursor = floor
+            return missed
+        if page is None:
+            return None
+        found = page.slice(self.wire, self.types)
+        self.cursor = found.upto
+        return found

@@ -1,0 +1,43 @@
+"""What an operator may choose about the upstreams and how we read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from relay.core.options import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamOptions:
+    name: str
+    """Our name for it, `[a-z0-9-]{1,32}`: part of every key of its runs, so never change it lightly."""
+    provider: str
+    """Which kind of system it is; `relay check` lists the known ones."""
+    base_url: str
+    """http:// or https:// address without a query; a path prefix is kept."""
+    token: Secret | None = None
+    """Sent as `Authorization: Bearer`; None sends no credentials."""
+    discover: bool = False
+    """Pump every active run, watched or not. Not available yet: only false is accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class IngestOptions:
+    linger_s: float = 15.0
+    """How long we go on listening after the terminal event (titles come late) before the run is sealed."""
+    stall_s: float = 45.0
+    """An upstream stream without a byte for this long is dead and opened again (it pings every 15 s)."""
+    connect_timeout_s: float = 10.0
+    """How long connecting, and waiting for an upstream's response head, may take."""
+    idle_check_s: float = 60.0
+    """A followed run without an event for this long is checked with GET run: it may have ended silently."""
+    backoff_base_s: float = 0.25
+    """First ceiling of the full-jitter back-off between fruitless upstream attempts."""
+    backoff_cap_s: float = 10.0
+    """Last ceiling of it."""
+    lease_s: float = 3.0
+    """How long the right to pump a run lasts without renewal (renewed each third of it)."""
+    unwanted_s: float = 60.0
+    """A run nobody has watched for this long is no longer pumped (it is resumed when somebody comes)."""
+    runs: int = 5000
+    """How many runs one process pumps at once; a further one waits."""

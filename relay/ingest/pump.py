@@ -1,0 +1,335 @@
+"""The life of one run's ingest, in three levels of endurance: one connection, resume, for ever.
+
+`run()` returns when the run is sealed. It survives everything the upstream and Redis can do: whatever ends a connection,
+the next one asks for what follows the log's last seq, so *refill is resume*. The end of a run is decided in one order
+only: a terminal event; else GET run says terminal, a `follow=false` drain brings none, twice; then one marked event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Final
+
+from relay import telemetry
+from relay.core.backoff import Backoff
+from relay.core.errors import LeaseLost, LogMoved, NotFound, RelayError, StoreUnavailable
+from relay.core.events import TERMINAL, Draft, Event
+from relay.core.ids import RunKey
+from relay.core.run import Admission, Run, synthesized_end
+from relay.ingest.committer import Committer
+from relay.ingest.options import IngestOptions
+from relay.ingest.source import Ending, Source
+from relay.ingest.upstream import Upstream
+from relay.store.log import Append, Claim, Lease, Log
+
+_APPEND_EVENTS: Final = 512
+_APPEND_BYTES: Final = 1_048_576
+"""Most of one append, so that one run cannot hold a group commit up for long."""
+_GONE: Final = 3
+"""How many 404s in a row it takes to believe that a run is gone."""
+
+_MISSING_PAUSE_S: Final = 2.0
+"""Between those: a load balancer in the middle of a deployment also answers 404."""
+_HEALTHY_S: Final = 5.0
+"""A stream that lived this long was a good one, also if nothing happened on it."""
+
+
+class Pump:
+    def __init__(
+        self,
+        key: RunKey,
+        upstream: Upstream,
+        log: Log,
+        committer: Committer,
+        options: IngestOptions,
+        event_bytes: int,
+    ) -> None:
+        self.key = key
+        self.lease: Lease | None = None
+        self._upstream = upstream
+        self._log = log
+        self._committer = committer
+        self._options = options
+        self._event_bytes = event_bytes
+        self._run = Run(key.run_id)
+        self._fields: dict[str, str] = {}
+        """Changes of the run's state that ride on the next append."""
+        self._quiet_since = time.monotonic()
+        self._asked_at = 0.0
+        self._missing = 0
+        self._unended = 0
+        self._linger_until: float | None = None
+        self._scope: asyncio.Timeout | None = None
+        self._say = telemetry.logger(run_id=key.run_id, upstream=key.upstream)
+
+    @property
+    def durable_seq(self) -> int:
+        """The last seq this pump knows to be in the log (or about to be)."""
+        return self._run.last_seq
+
+    async def probe(self) -> None:
+        """A reader has seen more of a sealed run than its log holds: read once what the upstream has behind its end."""
+        claim = await self._log.claim(self.key, reopen=True)
+        if not isinstance(claim, Claim) or claim.lease is None:
+            return
+        self._begin(claim)
+        if claim.state.sealed:  # else its log is gone, or it is being written: not ours to end
+            await self._drain()
+            await self._seal()
+
+    # --- for ever ---------------------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        backoff = self._backoff()
+        while True:
+            try:
+                claim = await self._log.claim(self.key)
+                if isinstance(claim, Claim):
+                    backoff = self._backoff()
+                    await self._owning(claim)
+                    return
+                await asyncio.sleep(min(claim, self._options.lease_s) + 0.01)
+            except (LogMoved, LeaseLost) as error:
+                self._say.info("pump.reclaim", reason=error.code)
+            except StoreUnavailable:
+                await self._pause(backoff)
+                backoff = backoff.failed()
+            except TimeoutError:  # only `interrupt` ends the scope of `_owning` early
+                self._say.info("pump.reclaim", reason="interrupted")
+
+    def interrupt(self) -> None:
+        """The run's state in Redis is not what this pump thinks: stop what it does, claim anew, resume from there."""
+        if self._scope is not None:
+            self._scope.reschedule(asyncio.get_running_loop().time())
+
+    async def _owning(self, claim: Claim) -> None:
+        async with asyncio.timeout(None) as scope:
+            self._scope = scope
+            try:
+                await self._own(claim)
+            finally:
+                self._scope = None
+
+    async def _own(self, claim: Claim) -> None:
+        self._begin(claim)
+        if self.lease is None:
+            return
+        self._say.info("pump.claimed", last_seq=claim.state.last_seq, primed=claim.state.primed)
+        await self._resume(primed=claim.state.primed)
+        await self._seal()
+
+    def _begin(self, claim: Claim) -> None:
+        """Start from what the log holds, and forget whatever was thought before."""
+        self.lease = claim.lease
+        self._fields = {}
+        self._missing = self._unended = 0
+        state = claim.state
+        status = state.status if state.last_seq else "running"
+        self._run = Run(self.key.run_id, last_seq=state.last_seq, status=status, contiguous=state.contiguous)
+        self._linger_until = time.monotonic() + self._options.linger_s if self._run.ended else None
+
+    # --- resume -----------------------------------------------------------------------------------------------------
+    async def _resume(self, *, primed: bool) -> None:
+        """Connection after connection, until nothing more is awaited."""
+        if not primed:
+            await self._prime()
+        backoff = self._backoff()
+        while not self._over():
+            before, opened_at = self._run.last_seq, time.monotonic()
+            ending = await self._follow()
+            if ending.reason == "step":
+                ending = await self._drain()
+            if self._run.last_seq > before or time.monotonic() - opened_at > _HEALTHY_S:
+                # Routine (Arkloop cuts every stream after a minute): no error budget while progress is made.
+                backoff = self._backoff()
+            elif not self._over():
+                backoff = await self._after_failure(backoff, ending)
+        await self._drain()  # a finished run is reconciled once: what came in the last moment is not lost
+
+    async def _prime(self) -> None:
+        """Bring the log up to what the upstream has now, so that readers who do not follow get all of it."""
+        backoff = self._backoff()
+        while not self._over():
+            ending = await self._drain()
+            if ending.reason == "eof":
+                break
+            backoff = await self._after_failure(backoff, ending)
+        await self._append([], {"primed": "1"})
+        if not self._run.ended:
+            await self._ask_whether_ended()
+
+    def _over(self) -> bool:
+        """The terminal event is durable, and trailing events have had their time."""
+        return self._run.ended and self._linger_until is not None and time.monotonic() >= self._linger_until
+
+    async def _after_failure(self, backoff: Backoff, ending: Ending) -> Backoff:
+        """A connection brought nothing: has the run ended meanwhile? Then wait, longer each time."""
+        if not self._run.ended:
+            await self._ask_whether_ended()
+        floor_s = ending.retry_after_s or 0.0
+        if self._missing:
+            floor_s = max(floor_s, _MISSING_PAUSE_S)
+        if ending.reason == "unauthorized":
+            self._say.error("upstream.unauthorized", hint="the upstream refuses our credentials for this run")
+            floor_s = max(floor_s, self._options.backoff_cap_s)
+        await self._pause(backoff, floor_s)
+        return backoff.failed()
+
+    # --- one connection ---------------------------------------------------------------------------------------------
+    def _source(self, *, follow: bool) -> Source:
+        return Source(
+            self._upstream, self.key, after_seq=self._run.last_seq, follow=follow, event_bytes=self._event_bytes
+        )
+
+    async def _follow(self) -> Ending:
+        """Read the live stream until it ends, a step must be confirmed, or trailing events have had their time."""
+        source = self._source(follow=True)
+        async with aclosing(source.batches(self._patience_s)) as batches:
+            async for drafts in batches:
+                if drafts and await self._take(drafts):
+                    return Ending("step")
+                if not self._run.ended and self._patience_s() <= 0:
+                    await self._ask_whether_ended()
+                if self._over():
+                    return Ending("lingered")
+        return source.ending
+
+    def _patience_s(self) -> float:
+        """How long silence is nothing to look into."""
+        until = self._linger_until
+        if until is None:
+            until = max(self._quiet_since, self._asked_at) + self._options.idle_check_s
+        return max(0.0, until - time.monotonic())
+
+    async def _drain(self) -> Ending:
+        """Read all the upstream has behind the log's end, and take it as the truth; `eof` if it was read to its end."""
+        source = self._source(follow=False)
+        async with aclosing(source.batches()) as batches:
+            async for drafts in batches:
+                if drafts:
+                    await self._take(drafts, confirming=True)
+        return source.ending
+
+    async def _take(self, drafts: Sequence[Draft], *, confirming: bool = False) -> bool:
+        """Admit and make durable; true if a step in seq must be confirmed before anything else is accepted."""
+        prev, was_ended, status = self._run.last_seq, self._run.ended, self._run.status
+        admission = self._run.admit(drafts, confirming=confirming)
+        self._count(admission)
+        if self._run.status != status:
+            self._fields["status"] = self._run.status
+        if not self._run.contiguous:
+            self._fields["contiguous"] = "0"
+        if self._run.head_lost:
+            self._fields["floor"] = str(self._run.head_lost)
+        if admission.events:
+            self._quiet_since = time.monotonic()
+            self._missing = self._unended = 0
+            telemetry.INGEST_LAG.labels(self.key.upstream).observe(_age_s(drafts[-1].body.get("created_at")))
+            await self._append(admission.events, {}, prev)
+        if self._run.ended and not was_ended:
+            self._linger(self._run.ended_at)
+        return admission.unconfirmed is not None
+
+    def _linger(self, ended_at: object) -> None:
+        """Wait for trailing events; a run that ended long ago has none to wait for."""
+        left = self._options.linger_s - max(0.0, _age_s(ended_at))
+        self._linger_until = time.monotonic() + max(0.0, left)
+
+    async def _append(self, events: Sequence[Event], fields: dict[str, str], prev: int | None = None) -> None:
+        assert self.lease is not None
+        at = self._run.last_seq if prev is None else prev
+        fields = {**self._fields, **fields}
+        for part in _parts(events):
+            await self._committer.append(Append(self.lease, at, part, fields))
+            at = part[-1].seq if part else at
+            fields = {}
+        self._fields = {}
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+    async def _ask_whether_ended(self) -> None:
+        """GET run; if it says terminal and a drain brings no terminal event either, twice, the end is ours to write."""
+        self._asked_at = time.monotonic()
+        try:
+            answer = await self._upstream.ask(self._upstream.provider.get_run(self.key.run_id))
+            status = str(self._upstream.provider.run(answer)["status"])
+        except NotFound:
+            await self._gone()
+            return
+        except RelayError as error:
+            self._say.info("upstream.get_run_failed", code=error.code)
+            return
+        self._missing = 0
+        if status not in TERMINAL or (await self._drain()).reason != "eof" or self._run.ended:
+            return
+        self._unended += 1
+        if self._unended < 2:
+            # The row may have been written a moment before its event: look again, once.
+            await asyncio.sleep(min(2.0, self._options.linger_s))
+            await self._ask_whether_ended()
+        else:
+            await self._write_end(status, f"the upstream reports {status} but has no such event")
+
+    async def _gone(self) -> None:
+        self._missing += 1
+        if self._missing >= _GONE and not self._run.ended:
+            await self._write_end("failed", "the upstream no longer knows this run")
+
+    async def _write_end(self, status: str, reason: str) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self._say.warning("run.end_synthesized", status=status, reason=reason, last_seq=self._run.last_seq)
+        telemetry.ENDS_SYNTHESIZED.labels(self.key.upstream).inc()
+        draft = synthesized_end(self.key.run_id, status, reason, now)
+        await self._take([draft], confirming=True)
+        self._linger_until = time.monotonic()
+
+    async def _seal(self) -> None:
+        assert self.lease is not None
+        await self._log.seal(self.lease, prev=self._run.last_seq, status=self._run.status)
+        self.lease = None
+        telemetry.RUNS_SEALED.labels(self.key.upstream, self._run.status).inc()
+        self._say.info("run.sealed", status=self._run.status, last_seq=self._run.last_seq)
+
+    # --- small ------------------------------------------------------------------------------------------------------
+    def _backoff(self) -> Backoff:
+        return Backoff(self._options.backoff_base_s, self._options.backoff_cap_s)
+
+    async def _pause(self, backoff: Backoff, floor_s: float = 0.0) -> None:
+        pause_s = max(floor_s, backoff.pause_s(random.random()))  # noqa: S311  (jitter, not a secret)
+        if self._linger_until is not None:
+            pause_s = min(pause_s, max(0.0, self._linger_until - time.monotonic()))
+        await asyncio.sleep(pause_s)
+
+    def _count(self, admission: Admission) -> None:
+        if admission.repeats:
+            telemetry.EVENTS_REPEATED.labels(self.key.upstream).inc(admission.repeats)
+        if admission.unconfirmed is not None:
+            telemetry.EVENTS_GAPS.labels(self.key.upstream, "unconfirmed").inc()
+            self._say.warning("run.step", first=admission.unconfirmed.first, last=admission.unconfirmed.last)
+        if admission.steps:
+            telemetry.EVENTS_GAPS.labels(self.key.upstream, "confirmed").inc(len(admission.steps))
+            self._say.warning("run.step_confirmed", steps=len(admission.steps), first=admission.steps[0].first)
+
+
+def _parts(events: Sequence[Event]) -> list[Sequence[Event]]:
+    """Split by count and by size; at least one part, so that fields alone can be appended too."""
+    parts: list[Sequence[Event]] = []
+    start = size = 0
+    for i, event in enumerate(events):
+        if i > start and (i - start >= _APPEND_EVENTS or size + len(event.json) > _APPEND_BYTES):
+            parts.append(events[start:i])
+            start, size = i, 0
+        size += len(event.json)
+    parts.append(events[start:])
+    return parts
+
+
+def _age_s(created_at: object) -> float:
+    """Seconds since an RFC 3339 time by our clock; 0 for what is none, and never negative (clocks differ)."""
+    try:
+        return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(str(created_at))).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0

@@ -1,0 +1,108 @@
+"""One configured upstream: its provider, its credentials, and the HTTP client that asks it.
+
+The only place where credentials meet a request. Redirects are not followed (they would carry the token elsewhere),
+bodies are bounded, and every aiohttp exception is translated here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import aiohttp
+from yarl import URL
+
+from relay import telemetry
+from relay.core.errors import RelayError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from relay.core.events import decode
+from relay.ingest.options import IngestOptions, UpstreamOptions
+from relay.providers.contract import Ask, Provider
+
+_ANSWER_BYTES: Final = 16 * 1_048_576
+"""Largest JSON answer of a runs API we take: a list of 200 runs is far below it."""
+
+
+class Upstream:
+    def __init__(
+        self, options: UpstreamOptions, provider: Provider, session: aiohttp.ClientSession, ingest: IngestOptions
+    ) -> None:
+        self.name = options.name
+        self.provider = provider
+        self._base = options.base_url.rstrip("/")
+        self._session = session
+        self._credentials = provider.authorization(options.token.value) if options.token else {}
+        self._connect_s = ingest.connect_timeout_s
+        self._stall_s = ingest.stall_s
+
+    async def ask(self, ask: Ask) -> Any:
+        """The JSON answer of a short request; any refusal, and anything that is no JSON, as a RelayError."""
+        try:
+            async with asyncio.timeout(self._connect_s * 3), self._request(ask) as response:
+                answer = await _json(response)
+                if response.status >= 300:
+                    raise self.provider.error(response.status, response.headers, answer)
+                if answer is None:
+                    raise UpstreamError("the upstream's answer is not JSON")
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            telemetry.UPSTREAM_REQUESTS.labels(self.name, "unreachable").inc()
+            raise _translated(error) from error
+        except RelayError as error:
+            telemetry.UPSTREAM_REQUESTS.labels(self.name, error.code).inc()
+            raise
+        telemetry.UPSTREAM_REQUESTS.labels(self.name, "ok").inc()
+        return answer
+
+    @asynccontextmanager
+    async def stream(self, ask: Ask) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An open event stream (status 200 and the right content type are made sure of).
+
+        Raises RelayError for a refusal; what happens while the body is read is the reader's to translate.
+        """
+        try:
+            async with asyncio.timeout(self._connect_s):
+                response = await self._request(ask)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise _translated(error) from error
+        try:
+            if response.status != 200:
+                raise self.provider.error(response.status, response.headers, await _json(response))
+            if response.content_type != "text/event-stream":
+                raise UpstreamError("the upstream's answer is not an event stream", code="upstream.not_a_stream")
+            yield response
+        finally:
+            response.close()  # never back into the pool: a half-read stream is of no use to anyone
+
+    def _request(self, ask: Ask) -> Any:
+        headers = {**ask.headers, **self._credentials, "Accept-Encoding": "identity"}
+        if ask.body is not None:
+            headers["Content-Type"] = "application/json"
+        return self._session.request(
+            ask.method,
+            URL(self._base + ask.path, encoded=True),
+            params=ask.query,
+            headers=headers,
+            data=ask.body,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s, sock_read=self._stall_s),
+        )
+
+
+async def _json(response: aiohttp.ClientResponse) -> Any:
+    """The parsed body; None if it is no JSON or too large. Never raises for what a body holds."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _ANSWER_BYTES:
+            return None
+    try:
+        return decode(bytes(body))
+    except ValueError:
+        return None
+
+
+def _translated(error: BaseException) -> RelayError:
+    if isinstance(error, TimeoutError):
+        return UpstreamTimeout("the upstream did not answer in time")
+    return UpstreamUnavailable("the upstream cannot be reached", retry_after_s=2.0)

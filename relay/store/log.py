@@ -1,0 +1,217 @@
+"""The log: durable, append-only, one Redis stream per run, the seq as its id. Who may write is decided in Lua.
+
+What an owner does: `claim` -> `append`… -> `seal` or `release`, and `renew` meanwhile. What a reader does: `states` and
+`read`. Nothing here waits, retries or remembers; that is for those who call (committer, pump, follower).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from relay.core.errors import LeaseLost, LogMoved
+from relay.core.events import Event
+from relay.core.ids import RunKey
+from relay.store.keys import Keys
+from relay.store.options import RetentionOptions
+from relay.store.redis import ScriptCall, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write a run: every write needs both the token and the fence to be those of the last claim."""
+
+    key: RunKey
+    owner: str
+    fence: str
+
+
+class LogState(msgspec.Struct, frozen=True):
+    """What Redis knows of a run."""
+
+    last_seq: int = 0
+    status: str = "running"
+    sealed: bool = False
+    primed: bool = False
+    """Everything the upstream had when the run was first claimed is in the log."""
+    contiguous: bool = True
+    """False once a step in seq was confirmed."""
+    floor: int = 0
+    """Events up to here can no longer be had (trimmed, or gone upstream)."""
+
+
+class Claim(msgspec.Struct, frozen=True):
+    lease: Lease | None
+    """None: the run is sealed, there is nothing to write."""
+    state: LogState
+
+
+class Append(msgspec.Struct, frozen=True):
+    """What one run has to say in a group commit. May hold no events, only changed `fields` of the run."""
+
+    lease: Lease
+    prev: int
+    events: Sequence[Event]
+    fields: dict[str, str]
+
+
+def state_of(fields: dict[str, str], last_seq: int | None = None) -> LogState:
+    return LogState(
+        last_seq=int(fields.get("last_seq") or 0) if last_seq is None else last_seq,
+        status=fields.get("status") or "running",
+        sealed=fields.get("sealed") == "1",
+        primed=fields.get("primed") == "1",
+        contiguous=fields.get("contiguous") != "0",
+        floor=int(fields.get("floor") or 0),
+    )
+
+
+_STATE_FIELDS = ("last_seq", "status", "sealed", "primed", "contiguous", "floor", "fence")
+
+
+class Log:
+    def __init__(self, store: Store, keys: Keys, retention: RetentionOptions, lease_s: float) -> None:
+        self.keys = keys
+        self._store = store
+        self._owner = secrets.token_urlsafe(12)
+        self._lease_ms = int(lease_s * 1000)
+        self._live_ms = int(retention.live_s * 1000)
+        self._sealed_ms = int(retention.sealed_s * 1000)
+        self._cap = retention.live_events
+
+    # --- the owner's side -------------------------------------------------------------------------------------------
+    async def claim(self, key: RunKey, *, reopen: bool = False) -> Claim | float:
+        """The lease and what the log holds, or the seconds until another owner's lease ends.
+
+        A sealed run is not claimed, unless it is to be reopened because the upstream may have more of it.
+        """
+        keys = (self.keys.leases(key), self.keys.run(key), self.keys.log(key))
+        args = (self.keys.member(key), self._owner, self._lease_ms, self._live_ms, int(reopen))
+        answer = (await self._call("claim", [ScriptCall(self._store.scripts["claim"], keys, args)]))[0]
+        if not answer[0]:
+            return float(answer[1]) / 1000
+        flat = [_text(item) for item in answer[3]]
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        last_seq = int(answer[2])
+        fence = _text(answer[1])
+        return Claim(Lease(key, self._owner, fence) if fence else None, state_of(fields, last_seq))
+
+    async def append(self, appends: Sequence[Append]) -> list[LogMoved | LeaseLost | Exception | None]:
+        """One round trip for many runs. Per run: None (durable now) or why it was refused."""
+        script = self._store.scripts["append"]
+        calls = [ScriptCall(script, self._append_keys(one.lease.key), self._append_args(one)) for one in appends]
+        answers = await self._store.call("append", calls)
+        return [_refusal(answer, one.lease.key) for answer, one in zip(answers, appends, strict=True)]
+
+    def _append_keys(self, key: RunKey) -> tuple[str, str, str]:
+        return self.keys.log(key), self.keys.run(key), self.keys.bell(key)
+
+    def _append_args(self, one: Append) -> list[str | bytes | int]:
+        args: list[str | bytes | int] = [
+            one.lease.owner, one.lease.fence, one.prev, self._live_ms, self._cap, len(one.fields)
+        ]  # fmt: skip
+        for field in one.fields.items():
+            args += field
+        for event in one.events:
+            args += (event.seq, event.type.encode("utf-8", "replace"), event.json)
+        return args
+
+    async def seal(self, lease: Lease, *, prev: int, status: str) -> None:
+        """The run is over. Raises LogMoved or LeaseLost."""
+        key = lease.key
+        keys = (*self._append_keys(key), self.keys.leases(key))
+        args = (lease.owner, lease.fence, prev, self._sealed_ms, status, self.keys.member(key))
+        answers = await self._store.call("seal", [ScriptCall(self._store.scripts["seal"], keys, args)])
+        refusal = _refusal(answers[0], key)
+        if refusal is not None:
+            raise refusal
+
+    async def renew(self, leases: Sequence[tuple[Lease, int]]) -> dict[RunKey, LogMoved | LeaseLost | Exception | None]:
+        """Keep leases (each with the last seq its owner wrote), one call per partition, one round trip."""
+        by_partition: dict[int, list[tuple[Lease, int]]] = defaultdict(list)
+        for lease, last_seq in leases:
+            by_partition[self.keys.partition(lease.key)].append((lease, last_seq))
+        groups = list(by_partition.values())
+        answers = await self._store.call("renew", [self._renew_call(group) for group in groups])
+        result: dict[RunKey, LogMoved | LeaseLost | Exception | None] = {}
+        for group, answer in zip(groups, answers, strict=True):
+            each = [answer] * len(group) if isinstance(answer, Exception) else answer
+            for (lease, _), one in zip(group, each, strict=True):
+                result[lease.key] = _refusal(one, lease.key)
+        return result
+
+    def _renew_call(self, group: Sequence[tuple[Lease, int]]) -> ScriptCall:
+        keys = [self.keys.leases(group[0][0].key)]
+        args: list[str | bytes | int] = [self._lease_ms, self._live_ms]
+        for lease, last_seq in group:
+            keys += (self.keys.run(lease.key), self.keys.log(lease.key))
+            args += (self.keys.member(lease.key), lease.owner, lease.fence, last_seq)
+        return ScriptCall(self._store.scripts["renew"], keys, args)
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        script = self._store.scripts["release"]
+        calls = [
+            ScriptCall(
+                script,
+                (self.keys.leases(one.key), self.keys.run(one.key)),
+                (self.keys.member(one.key), one.owner, one.fence),
+            )
+            for one in leases
+        ]
+        if calls:
+            await self._call("release", calls)
+
+    async def _call(self, what: str, calls: Sequence[ScriptCall]) -> list[Any]:
+        answers = await self._store.call(what, calls)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    # --- the reader's side ------------------------------------------------------------------------------------------
+    async def states(self, keys: Sequence[RunKey]) -> list[LogState | None]:
+        """What is known of each run; None where nothing is (never pumped, expired, flushed)."""
+        commands = [("HMGET", self.keys.run(key), *_STATE_FIELDS) for key in keys]
+        answers = await self._store.run("states", commands)
+        return [_state(answer) for answer in answers]
+
+    async def read(self, requests: Sequence[tuple[RunKey, int, int]]) -> list[list[Event]]:
+        """For each (run, after_seq, most): the events behind after_seq, in one round trip."""
+        commands = [("XRANGE", self.keys.log(key), f"({after}-0", "+", "COUNT", most) for key, after, most in requests]
+        answers = await self._store.run("read", commands)
+        return [[_event(entry) for entry in answer] for answer in answers]
+
+
+def _state(answer: Sequence[bytes | None]) -> LogState | None:
+    if answer[-1] is None:  # no fence: never claimed, or gone
+        return None
+    return state_of(
+        {name: _text(value) for name, value in zip(_STATE_FIELDS, answer, strict=True) if value is not None}
+    )
+
+
+def _event(entry: tuple[bytes, Any]) -> Event:
+    stream_id, fields = entry
+    if isinstance(fields, dict):
+        return Event(int(stream_id[:-2]), fields[b"type"].decode(), fields[b"event"])
+    return Event(int(stream_id[:-2]), fields[1].decode(), fields[3])
+
+
+def _refusal(answer: object, key: RunKey) -> LogMoved | LeaseLost | Exception | None:
+    if isinstance(answer, Exception):
+        return answer
+    verdict = _text(answer)
+    if verdict == "LOST":
+        return LogMoved(f"the log of {key} does not end where its owner left it")
+    if verdict == "FENCED":
+        return LeaseLost(f"another owner writes {key} now")
+    return None
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,37 @@
+-- Make events durable. Lua does not roll back, so everything is checked before the first write.
+-- KEYS log, run, bell.  ARGV owner, fence, prev, live_ms, cap, n_fields, {field, value}.., {seq, type, json}..
+-- Answers 'OK', 'FENCED' (another owner writes now) or 'LOST' (the log's end is not `prev`, or the run's state is gone).
+local held = redis.call('HMGET', KEYS[2], 'owner', 'fence', 'sealed')
+if not held[1] then return 'LOST' end
+if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then return 'FENCED' end
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+local last_id = last[1] and last[1][1] or '0-0'
+if last_id ~= ARGV[3] .. '-0' then return 'LOST' end
+local fields = tonumber(ARGV[6])
+local first = 7 + 2 * fields
+-- Seqs are compared as text: a Lua number is exact only to 2^53.
+local before = ARGV[3]
+for i = first, #ARGV, 3 do
+  local seq = ARGV[i]
+  if #seq < #before or (#seq == #before and seq <= before) then
+    return redis.error_reply('ERR append: seqs must rise: ' .. seq .. ' after ' .. before)
+  end
+  before = seq
+end
+
+for i = first, #ARGV, 3 do
+  redis.call('XADD', KEYS[1], ARGV[i] .. '-0', 'type', ARGV[i + 1], 'event', ARGV[i + 2])
+end
+redis.call('HSET', KEYS[2], 'last_seq', before)
+for i = 7, first - 1, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+local cap = tonumber(ARGV[5])
+if redis.call('XLEN', KEYS[1]) > cap then
+  redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', cap)
+  local head = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
+  local floor = tonumber(string.match(head[1][1], '^(%d+)-')) - 1
+  if floor > 0 then redis.call('HSET', KEYS[2], 'floor', string.format('%.0f', floor)) end
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+redis.call('SPUBLISH', KEYS[3], before)
+return 'OK'

@@ -1,0 +1,31 @@
+-- Take the right to write a run: a new fence, higher than every one before, for an owner's random token.
+-- KEYS leases, run, log.  ARGV member, owner, lease_ms, live_ms, reopen.
+-- Answers {1, fence, last_seq, run hash as a flat list} or {0, ms until the present lease ends}. The fence is empty, and
+-- nothing was written, for a sealed run that is to stay so.
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local held = redis.call('HMGET', KEYS[2], 'owner', 'fence', 'sealed')
+local last = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)
+local last_seq = last[1] and string.match(last[1][1], '^(%d+)-') or '0'
+if held[3] == '1' and last_seq ~= '0' and ARGV[5] ~= '1' then
+  return {1, '', last_seq, redis.call('HGETALL', KEYS[2])}
+end
+local expiry = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if expiry and held[1] and held[1] ~= ARGV[2] and tonumber(expiry) > now_ms then
+  return {0, tonumber(expiry) - now_ms}
+end
+-- From the clock, so that a flush (no stored fence) or a lagging replica cannot hand out an old one again.
+local fence = math.max((tonumber(held[2]) or 0) + 1, time[1] * 1000000 + time[2])
+local fence_text = string.format('%.0f', fence)
+redis.call('HSET', KEYS[2], 'owner', ARGV[2], 'fence', fence_text)
+redis.call('ZADD', KEYS[1], now_ms + ARGV[3], ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+redis.call('PEXPIRE', KEYS[3], ARGV[4])
+-- Leases that ended an hour ago belong to nobody: an owner that died leaves its member behind.
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now_ms - 3600000)
+if last_seq == '0' then
+  -- Nothing is left of the log (or nothing was ever in it): what was said of its head, its start and its end is void.
+  redis.call('HDEL', KEYS[2], 'sealed', 'primed', 'floor', 'contiguous', 'last_seq', 'status')
+end
+return {1, fence_text, last_seq, redis.call('HGETALL', KEYS[2])}

@@ -1,0 +1,129 @@
+"""Every metric of the relay and its meaning, in one list; and how the log is set up.
+
+Nothing here is called per event: counters of events are moved once per batch. The log is JSON lines (console rendering
+on a terminal) with `run_id`, `upstream` and `trace_id` where they apply. No secret, token or event body is ever logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import orjson
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+
+_LATENCY = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+def _counter(name: str, meaning: str, *labels: str) -> Counter:
+    return Counter(name, meaning, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
+    return Gauge(name, meaning, labels, registry=REGISTRY)
+
+
+def _histogram(name: str, meaning: str, *labels: str) -> Histogram:
+    return Histogram(name, meaning, labels, buckets=_LATENCY, registry=REGISTRY)
+
+
+# --- ingest: the upstream's side -------------------------------------------------------------------------------------
+UPSTREAM_CONNECTIONS = _gauge(
+    "relay_upstream_connections", "Open upstream event streams; kind is follow or drain.", "upstream", "kind"
+)
+UPSTREAM_ENDS = _counter(
+    "relay_upstream_disconnects_total", "How upstream event streams ended, by reason.", "upstream", "reason"
+)
+UPSTREAM_REQUESTS = _counter(
+    "relay_upstream_requests_total", "Requests to the upstream's runs API, by outcome.", "upstream", "outcome"
+)
+EVENTS_INGESTED = _counter("relay_events_ingested_total", "Events made durable.", "upstream")
+EVENTS_REPEATED = _counter(
+    "relay_events_repeated_total", "Upstream events dropped because their seq was already there.", "upstream"
+)
+EVENTS_GAPS = _counter(
+    "relay_events_gaps_total",
+    "Steps in seq; unconfirmed ones were read again, confirmed ones accepted.",
+    "upstream",
+    "kind",
+)
+INGEST_LAG = _histogram(
+    "relay_ingest_lag_seconds",
+    "From an event's upstream timestamp to its arrival here (clock skew included).",
+    "upstream",
+)
+RUNS_PUMPED = _gauge("relay_runs_pumped", "Runs this process holds the lease of.", "upstream")
+RUNS_SEALED = _counter("relay_runs_sealed_total", "Runs that ended, by status.", "upstream", "status")
+ENDS_SYNTHESIZED = _counter(
+    "relay_ends_synthesized_total", "Runs whose end we had to write because the upstream never did.", "upstream"
+)
+PUMP_CRASHES = _counter("relay_pump_crashes_total", "Pumps that died of an unexpected error and were started again.")
+
+# --- store: Redis ----------------------------------------------------------------------------------------------------
+APPEND_SECONDS = _histogram("relay_append_seconds", "One group commit: from the first waiting event to the answer.")
+APPEND_RUNS = _counter("relay_append_runs_total", "Runs appended to, over all group commits.")
+APPEND_COMMITS = _counter("relay_append_commits_total", "Group commits (round trips).")
+APPEND_REFUSED = _counter(
+    "relay_append_refused_total", "Appends Redis refused: lost (log moved) or fenced (other owner).", "reason"
+)
+STORE_ERRORS = _counter("relay_store_errors_total", "Redis was away: failed round trips, by what was tried.", "what")
+
+# --- fan-out and delivery --------------------------------------------------------------------------------------------
+TOPICS = _gauge("relay_topics", "Runs watched in this process.")
+WINDOW_BYTES = _gauge("relay_window_bytes", "Event bytes held in memory for watched runs.")
+VIEWERS = _gauge("relay_viewers", "Open streams to clients, by wire.", "wire")
+EVENTS_DELIVERED = _counter("relay_events_delivered_total", "Events written to clients, by wire.", "wire")
+GOODBYES = _counter("relay_goodbyes_total", "Streams we ended, by reason.", "code")
+RESETS = _counter("relay_resets_total", "relay.reset frames sent: events that can no longer be had.")
+SLOW_READERS = _gauge("relay_slow_readers", "Streams whose client takes less than there is for it, at the moment.")
+FOLLOW_LAG = _histogram("relay_follow_lag_seconds", "From a bell to its events published to viewers.")
+BELLS_LOST = _counter("relay_bells_lost_total", "Growth found by the position check instead of a bell.")
+DRAIN_LAG = _histogram("relay_client_drain_seconds", "How long a slow client took to take what was written to it.")
+
+# --- web --------------------------------------------------------------------------------------------------------------
+REQUESTS = _counter("relay_http_requests_total", "Requests, by route and status.", "route", "status")
+REFUSED = _counter("relay_http_refused_total", "Requests refused before a route saw them, by error code.", "code")
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important lines that are written."""
+    format: Literal["auto", "json", "console"] = "auto"
+    """json lines, console rendering, or auto: console on a terminal, else json."""
+
+
+def set_up_log(options: LogOptions) -> None:
+    """Called once, before anything logs. Writes to stderr, so that stdout stays for what a command prints."""
+    console = options.format == "console" or (options.format == "auto" and sys.stderr.isatty())
+    render: list[Any] = (
+        [structlog.dev.ConsoleRenderer()]
+        if console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_dumps)]
+    )
+    level = logging.getLevelNamesMapping()[options.level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=max(level, logging.WARNING), format='{"level":"%(levelname)s","event":"%(message)s"}')
+
+
+def _dumps(value: object, **_: object) -> str:
+    return orjson.dumps(value, default=repr).decode()
+
+
+def logger(**bound: Any) -> structlog.typing.FilteringBoundLogger:
+    return cast(structlog.typing.FilteringBoundLogger, structlog.get_logger(**bound))

@@ -1,0 +1,164 @@
+"""Who may come in: the one door for every route of every listener. Nothing is reached that this did not let through.
+
+In this order, so that the cheapest refusal comes first and nothing hostile gets far: Host (DNS rebinding), bounds of the
+query, Origin (pages of others, on WebSocket and on everything that acts), content type, credentials, what they allow.
+Keys are compared by their hash, in constant time, against all of them. No credential is ever logged or echoed.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import hdrs, web
+
+from relay.core.errors import Forbidden, InvalidRequest, RelayError, Unauthenticated, UnsupportedMediaType
+from relay.core.ids import RunKey
+from relay.web.options import AuthOptions, KeyOptions, ServerOptions
+from relay.web.tokens import Tokens
+
+QUERY_BYTES: Final = 4096
+_LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Access(enum.Enum):
+    """What a route needs."""
+
+    OPEN = "open"
+    """Nothing: health, metrics, the dashboard's own files, the contracts."""
+    VIEW = "view"
+    """A key, or a viewer token of this run."""
+    ACT = "act"
+    """A key."""
+    ADMIN = "admin"
+    """A key marked admin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks."""
+
+    name: str
+    admin: bool = False
+    run: RunKey | None = None
+    """Set for a viewer token: the one run it may see."""
+    expires_at: float | None = None
+    """Unix time; None for keys."""
+
+    def may_see(self, key: RunKey) -> bool:
+        return self.run is None or self.run == key
+
+
+class Admit:
+    def __init__(self, server: ServerOptions, auth: AuthOptions, tokens: Tokens) -> None:
+        self._mode = auth.mode
+        self._keys: Sequence[KeyOptions] = auth.keys
+        self._tokens = tokens
+        self._any_host = "*" in server.allowed_hosts
+        self._hosts = _LOOPBACK_NAMES | {server.host.lower()} | {host.lower() for host in server.allowed_hosts}
+        self._origins = frozenset(origin.lower() for origin in server.cors_origins)
+
+    def __call__(self, request: web.Request, access: Access) -> Principal:
+        """The principal of a request that may come in; a RelayError for one that may not."""
+        self.check_host(request)
+        if len(request.rel_url.raw_query_string) > QUERY_BYTES:
+            raise InvalidRequest.field("query", "too long", f"at most {QUERY_BYTES} bytes")
+        if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD) or _is_websocket(request):
+            self._check_origin(request)
+        if request.body_exists and request.content_type != "application/json":
+            raise UnsupportedMediaType("a request body must be application/json")
+        return self._principal(request, access)
+
+    def check_host(self, request: web.Request) -> None:
+        """Only names that are ours: a page that rebinds its own name to our address must not reach us."""
+        name = _host_name(request.headers.get(hdrs.HOST, ""))
+        if self._any_host or name in self._hosts or _is_address(name) or (not name and request.version < (1, 1)):
+            return
+        raise Forbidden(
+            "this Host is not served here; server.allowed_hosts names those that are", code="http.host_not_allowed"
+        )
+
+    def cors_origin(self, request: web.Request) -> str | None:
+        """The Origin to name in the answer, if it is one that may read it."""
+        origin = request.headers.get(hdrs.ORIGIN, "")
+        return origin if origin.lower() in self._origins else None
+
+    def _check_origin(self, request: web.Request) -> None:
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is None:  # not a browser, or not across origins
+            return
+        own = origin.lower().partition("://")[2]
+        if own != request.headers.get(hdrs.HOST, "").lower() and origin.lower() not in self._origins:
+            raise Forbidden(
+                "this Origin may not act here; server.cors_origins names those that may", code="http.origin_not_allowed"
+            )
+
+    def _principal(self, request: web.Request, access: Access) -> Principal:
+        if access is Access.OPEN:
+            return Principal("anyone")
+        header = request.headers.get(hdrs.AUTHORIZATION)
+        token = request.query.get("access_token")
+        if header is None and token is not None:
+            return self._viewer(token, access)
+        if access is Access.ADMIN and not any(key.admin for key in self._keys):
+            raise Forbidden("closed: no admin key is configured", code="auth.forbidden")
+        if self._mode == "none" and access is not Access.ADMIN:
+            return Principal("anyone")
+        principal = self._key(header)
+        if access is Access.ADMIN and not principal.admin:
+            raise Forbidden("this key is not an admin key")
+        return principal
+
+    def _viewer(self, token: str, access: Access) -> Principal:
+        key, name, expires_at = self._tokens.read(token)
+        if access is not Access.VIEW:
+            raise Forbidden("a viewer token may only read its run")
+        return Principal(f"{name} (viewer)", run=key, expires_at=expires_at)
+
+    def _key(self, header: str | None) -> Principal:
+        if header is None:
+            raise Unauthenticated("send an API key as Authorization: Bearer")
+        scheme, _, presented = header.partition(" ")
+        if scheme.lower() != "bearer" or not presented.strip():
+            raise Unauthenticated("Authorization must be: Bearer <key>", code="auth.invalid_authorization")
+        digest = "sha256:" + hashlib.sha256(presented.strip().encode()).hexdigest()
+        found: KeyOptions | None = None
+        for key in self._keys:  # all of them, always: where the match is must not show in the time it takes
+            if hmac.compare_digest(key.hash, digest):
+                found = key
+        if found is None:
+            raise Unauthenticated("this API key is not known here", code="auth.invalid_api_key")
+        return Principal(found.name, admin=found.admin)
+
+
+def hash_of(key: str) -> str:
+    """How a key stands in the configuration. Keys are 256 random bits, so a plain hash cannot be searched."""
+    return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
+
+
+def challenge(error: RelayError) -> dict[str, str]:
+    return {hdrs.WWW_AUTHENTICATE: "Bearer"} if error.status == 401 else {}
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.rpartition(":")[0].lower() if host.count(":") == 1 else host.lower()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True  # an address cannot be rebound to another one
+
+
+def _is_websocket(request: web.Request) -> bool:
+    return request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"

@@ -1,0 +1,133 @@
+"""Where a run lives: which upstream knows a run id, and what its canonical form is.
+
+What this process watches and what the log holds needs no upstream at all. Else the upstreams are asked, each run by one
+request at a time however many ask us, and both answers are remembered for a moment: a flood of unknown ids must not
+become a flood of upstream requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from relay.core.errors import InvalidRequest, NotFound, RelayError
+from relay.core.events import TERMINAL
+from relay.core.ids import RunKey, checked_upstream
+from relay.fanout.hub import Hub
+from relay.ingest.upstream import Upstream
+from relay.store.log import Log, LogState
+
+_KNOWN_S: Final = 60.0
+_UNKNOWN_S: Final = 2.0
+_MOST: Final = 10_000
+
+
+class Directory:
+    def __init__(self, upstreams: Mapping[str, Upstream], log: Log, hub: Hub) -> None:
+        self.upstreams = upstreams
+        self._log = log
+        self._hub = hub
+        self._known: OrderedDict[tuple[str, str], tuple[RunKey | None, float]] = OrderedDict()
+        self._asking: dict[tuple[str, str], asyncio.Event] = {}
+
+    def candidates(self, hint: str | None) -> Sequence[Upstream]:
+        """The upstream somebody named, or all of them. InvalidRequest for one that is not configured."""
+        if not hint:
+            return list(self.upstreams.values())
+        checked_upstream("upstream", hint)
+        if hint not in self.upstreams:
+            raise InvalidRequest.field("upstream", "not configured here", ", ".join(sorted(self.upstreams)))
+        return [self.upstreams[hint]]
+
+    def only(self, hint: str | None) -> Upstream:
+        """The one upstream a request that creates something goes to."""
+        found = self.candidates(hint)
+        if len(found) > 1:
+            raise InvalidRequest.field("upstream", "needed, there are several", ", ".join(sorted(self.upstreams)))
+        return found[0]
+
+    async def find(self, run_id: str, hint: str | None) -> RunKey:
+        """The run's full name. Raises NotFound, or the upstream's own refusal, or that it cannot be asked now."""
+        keys = [RunKey(upstream.name, run_id) for upstream in self.candidates(hint)]
+        for key in keys:
+            if self._hub.watched(key):
+                return key
+        at = (hint or "", run_id)
+        while at in self._asking:
+            await self._asking[at].wait()
+        known = self._known.get(at)
+        if known is not None and known[1] > time.monotonic():
+            if known[0] is None:
+                raise NotFound("no upstream knows this run")
+            return known[0]
+        return await self._look_up(at, keys)
+
+    async def _look_up(self, at: tuple[str, str], keys: Sequence[RunKey]) -> RunKey:
+        done = self._asking[at] = asyncio.Event()
+        try:
+            found = await self._in_log(keys) or await self._upstream_of(keys)
+            self._remember(at, found)
+        except NotFound:
+            self._remember(at, None)
+            raise
+        finally:
+            del self._asking[at]
+            done.set()
+        return found
+
+    async def _in_log(self, keys: Sequence[RunKey]) -> RunKey | None:
+        for key, state in zip(keys, await self._log.states(keys), strict=True):
+            if state is not None and state.last_seq:
+                return key
+        return None
+
+    async def _upstream_of(self, keys: Sequence[RunKey]) -> RunKey:
+        trouble: RelayError | None = None
+        for key in keys:
+            try:
+                await self.fetch(key)
+                return key
+            except NotFound:
+                continue
+            except InvalidRequest:
+                continue  # an id this system cannot even read is none of its runs
+            except RelayError as error:
+                trouble = error
+        raise trouble or NotFound("no upstream knows this run")
+
+    def _remember(self, at: tuple[str, str], key: RunKey | None) -> None:
+        self._known[at] = (key, time.monotonic() + (_UNKNOWN_S if key is None else _KNOWN_S))
+        self._known.move_to_end(at)
+        while len(self._known) > _MOST:
+            self._known.popitem(last=False)
+
+    # --- runs in canonical form -------------------------------------------------------------------------------------
+    async def fetch(self, key: RunKey) -> dict[str, Any]:
+        """The run as its upstream describes it, in native names."""
+        upstream = self.upstreams[key.upstream]
+        return self._named(upstream, upstream.provider.run(await upstream.ask(upstream.provider.get_run(key.run_id))))
+
+    def _named(self, upstream: Upstream, run: dict[str, Any]) -> dict[str, Any]:
+        return {**run, "upstream": upstream.name, "provider": upstream.provider.name}
+
+    async def complete(self, upstream: Upstream, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Native runs with what only our log knows: `last_seq`, `ended`, and a status derived from the events."""
+        if not runs:
+            return []
+        states = await self._log.states([RunKey(upstream.name, str(run["run_id"])) for run in runs])
+        return [_completed(self._named(upstream, run), state) for run, state in zip(runs, states, strict=True)]
+
+    async def run(self, key: RunKey) -> dict[str, Any]:
+        return (await self.complete(self.upstreams[key.upstream], [await self.fetch(key)]))[0]
+
+
+def _completed(run: dict[str, Any], state: LogState | None) -> dict[str, Any]:
+    status = str(run["status"])
+    if state is not None and state.last_seq and status not in TERMINAL and status != "cancelling":
+        # The row lags behind its events, and knows no waiting_for_input; once it is terminal it is right.
+        status = state.status
+    ended = state.sealed if state is not None and state.last_seq else status in TERMINAL
+    return {**run, "status": status, "last_seq": state.last_seq if state is not None else 0, "ended": ended}

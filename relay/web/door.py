@@ -1,0 +1,146 @@
+"""What surrounds every route: trace id, the door (`admit`), CORS, the error envelope, the request metric.
+
+The second of the two places that catch everything: whatever a route raises becomes an envelope, never a traceback.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from aiohttp import hdrs, web
+
+from relay import telemetry
+from relay.core.errors import InvalidRequest, MethodNotAllowed, NotFound, RelayError, TooLarge
+from relay.core.events import encode
+from relay.core.ids import is_id
+from relay.web.admit import Access, Admit, Principal, challenge
+
+Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+PRINCIPAL: Final = web.RequestKey("principal", Principal)
+TRACE_ID: Final = web.RequestKey("trace_id", str)
+HEADERS: Final = web.RequestKey("headers", dict[str, str])
+"""What every response carries; a stream has to put it into its own head."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    method: str
+    path: str
+    access: Access
+    endpoint: Endpoint
+    name: str
+    """How the route is called in metrics."""
+
+
+def build(routes: list[Route], admit: Admit, *, body_bytes: int) -> web.Application:
+    """An application in which every request, also one that no route takes, passes the door."""
+    known: dict[web.AbstractRoute, Route] = {}
+    app = web.Application(middlewares=[_boundary(known, admit)], client_max_size=body_bytes)
+    for route in routes:
+        known[app.router.add_route(route.method, route.path, route.endpoint)] = route
+    return app
+
+
+def _boundary(known: Mapping[web.AbstractRoute, Route], admit: Admit) -> Any:
+    @web.middleware
+    async def boundary(request: web.Request, handler: Endpoint) -> web.StreamResponse:
+        trace_id = uuid.uuid4().hex
+        route = known.get(request.match_info.route)
+        request[TRACE_ID] = trace_id
+        request[HEADERS] = {"X-Trace-Id": trace_id, "X-Content-Type-Options": "nosniff", **_cors(request, admit)}
+        with structlog.contextvars.bound_contextvars(trace_id=trace_id):
+            try:
+                response = await _admitted(request, handler, route, admit)
+            except Exception as error:  # the request boundary: the client gets an envelope whatever happened
+                response = refusal(_translated(error, request, trace_id), request)
+        telemetry.REQUESTS.labels(route.name if route else "none", str(response.status)).inc()
+        if not response.prepared:
+            response.headers.update(request[HEADERS])
+        return response
+
+    return boundary
+
+
+async def _admitted(request: web.Request, endpoint: Endpoint, route: Route | None, admit: Admit) -> web.StreamResponse:
+    if route is None:  # no such path or method; still, strangers learn nothing through a Host that is not ours
+        admit.check_host(request)
+        if request.method == hdrs.METH_OPTIONS and admit.cors_origin(request):
+            return web.Response(status=204)
+        return await endpoint(request)
+    try:
+        request[PRINCIPAL] = admit(request, route.access)
+    except RelayError as error:
+        telemetry.REFUSED.labels(error.code).inc()
+        raise
+    return await endpoint(request)
+
+
+def refusal(error: RelayError, request: web.Request) -> web.Response:
+    """The error envelope (docs/protocol.md)."""
+    body: dict[str, Any] = {"code": error.code, "message": error.message, "trace_id": request[TRACE_ID]}
+    if error.details is not None:
+        body["details"] = error.details
+    response = json_response(body, status=error.status)
+    response.headers.update(challenge(error))
+    if error.retry_after_s is not None:
+        response.headers[hdrs.RETRY_AFTER] = str(max(1, round(error.retry_after_s)))
+    return response
+
+
+def json_response(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        body=body if isinstance(body, bytes) else encode(body),
+        status=status,
+        headers={"Cache-Control": "no-store", **(headers or {})},
+        content_type="application/json",
+        charset="utf-8",
+    )
+
+
+def _translated(error: Exception, request: web.Request, trace_id: str) -> RelayError:
+    if isinstance(error, RelayError):
+        return error
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return MethodNotAllowed(f"allowed here: {', '.join(sorted(error.allowed_methods))}")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return TooLarge("the request body is too large")
+    if isinstance(error, web.HTTPNotFound):
+        return _not_found(request)
+    if isinstance(error, web.HTTPClientError):
+        return InvalidRequest(error.reason or "the request cannot be understood")
+    telemetry.logger(trace_id=trace_id).exception("request.crashed")
+    return RelayError("internal error")
+
+
+def _not_found(request: web.Request) -> RelayError:
+    """A path that no route takes; if the reason is a hostile id, say that instead."""
+    parts = request.path.split("/")
+    if (
+        len(parts) > 3
+        and parts[1] == "v1"
+        and parts[2] in ("runs", "threads")
+        and not is_id(parts[3].partition(":")[0])
+    ):
+        return InvalidRequest.field(
+            "run_id" if parts[2] == "runs" else "thread_id", "not a valid id", "see the contract"
+        )
+    return NotFound("there is nothing at this path", code="http.not_found")
+
+
+def _cors(request: web.Request, admit: Admit) -> dict[str, str]:
+    origin = admit.cors_origin(request)
+    if origin is None:
+        return {}
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID, X-Relay-Upstream, Idempotency-Key",
+        "Access-Control-Expose-Headers": "X-Trace-Id, Retry-After, Link",
+        "Access-Control-Max-Age": "600",
+        "Vary": "Origin",
+    }

@@ -1,0 +1,122 @@
+"""`/v1/runs/{r}/events`: one resource, several representations, one subscription code beneath them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import hdrs, web
+
+from relay.core.cursor import count_of, cursor_of, flag_of, number_of
+from relay.core.errors import NotAcceptable
+from relay.core.filters import types_of
+from relay.core.ids import checked_id
+from relay.core.wires import Form, Wire
+from relay.delivery import http, websocket
+from relay.delivery.options import DeliveryOptions
+from relay.delivery.page import page
+from relay.delivery.pulse import Pulse
+from relay.fanout.hub import Hub
+from relay.fanout.topic import Topic
+from relay.store.log import Log
+from relay.web.directory import Directory
+from relay.web.door import HEADERS, PRINCIPAL, json_response
+from relay.web.requests import the_run
+
+_PRIMED_S: Final = 10.0
+"""How long a reader who does not follow waits for the log to hold what the upstream has."""
+_LIMIT: Final = 1000
+
+
+class Events:
+    def __init__(self, directory: Directory, hub: Hub, log: Log, pulse: Pulse, options: DeliveryOptions) -> None:
+        self._directory = directory
+        self._hub = hub
+        self._log = log
+        self._pulse = pulse
+        self._options = options
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """Everything is checked before the 200: after it there is only the stream."""
+        checked_id("run_id", request.match_info["run_id"])
+        form = form_of(request)
+        ask = _Ask(request)
+        if form is not None:
+            self._pulse.admit()
+        key = await the_run(request, self._directory)
+        async with self._hub.topic(key) as topic:
+            if not ask.follow or form is None:
+                await _primed(topic, max(_PRIMED_S, ask.wait_s))
+            await self._hub.settle(topic, ask.cursor)
+            if form is None:
+                return await self._page(topic, ask)
+            if form.startswith("sse") and _nothing_left(request, topic, ask.cursor):
+                return web.Response(status=204)
+            return await self._stream(request, topic, form, ask)
+
+    async def _page(self, topic: Topic, ask: _Ask) -> web.Response:
+        body = await page(topic, self._log, ask.cursor, limit=ask.limit, types=ask.types, wait_s=ask.wait_s)
+        return json_response(body)
+
+    async def _stream(self, request: web.Request, topic: Topic, form: Form, ask: _Ask) -> web.StreamResponse:
+        wire = Wire(form, chunked=form != "websocket" and request.version >= (1, 1))
+        subscription = self._hub.subscribe(topic, ask.cursor, wire, ask.types)
+        deliver = websocket.deliver if form == "websocket" else http.deliver
+        return await deliver(
+            request,
+            subscription,
+            self._pulse,
+            self._options,
+            headers=request[HEADERS],
+            follow=ask.follow,
+            expires_at=request[PRINCIPAL].expires_at,
+        )
+
+
+class _Ask:
+    """What a reader asks for. Every field is checked here; InvalidRequest names the first that is wrong."""
+
+    __slots__ = ("cursor", "follow", "limit", "types", "wait_s")
+
+    def __init__(self, request: web.Request) -> None:
+        query = request.query
+        self.cursor = cursor_of(query, request.headers)
+        self.follow = flag_of(query, "follow", default=True)
+        self.types = types_of(query.get("types"))
+        self.limit = count_of(query, "limit", default=500, low=1, high=_LIMIT)
+        self.wait_s = number_of(query, "wait", default=0, low=0, high=60)
+
+
+def form_of(request: web.Request) -> Form | None:
+    """The representation that was asked for; None is the JSON page. NotAcceptable if we have none of them."""
+    named = flag_of(request.query, "named", default=False)
+    if request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
+        return "websocket"
+    sse: Form = "sse-named" if named else "sse"
+    accepted = request.headers.get(hdrs.ACCEPT, "*/*")
+    known: dict[str, Form | None] = {
+        "text/event-stream": sse,
+        "text/*": sse,
+        "*/*": sse,
+        "": sse,
+        "application/x-ndjson": "ndjson",
+        "application/json": None,
+        "application/*": None,
+    }
+    for item in accepted.split(","):
+        kind = item.partition(";")[0].strip().lower()
+        if kind in known:
+            return known[kind]
+    raise NotAcceptable("Accept one of: text/event-stream, application/json, application/x-ndjson")
+
+
+def _nothing_left(request: web.Request, topic: Topic, cursor: int) -> bool:
+    """An EventSource that comes back after the end: only a 204 stops it."""
+    return bool(request.headers.get("Last-Event-ID")) and topic.sealed and cursor >= topic.state.last_seq
+
+
+async def _primed(topic: Topic, within_s: float) -> None:
+    """Wait until the log holds what the upstream had when the run was first asked for."""
+    waited = 0.0
+    while not (topic.state.primed or topic.state.sealed) and waited < within_s:
+        await topic.changed(0.5)
+        waited += 0.5

@@ -1,0 +1,54 @@
+"""The admin listener: alive, ready, metrics; and, for an admin key, what this process is doing right now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from relay import telemetry
+from relay.core.errors import RelayError
+from relay.fanout.hub import Hub
+from relay.ingest.ingestor import Ingestor
+from relay.store.redis import Store
+from relay.web.door import json_response
+
+
+class Health:
+    def __init__(self, store: Store, hub: Hub, ingestor: Ingestor, config: Callable[[], dict[str, Any]]) -> None:
+        self._store = store
+        self._hub = hub
+        self._ingestor = ingestor
+        self._config = config
+        self.ready = False
+        """Set by the composition root once everything runs, cleared first thing when it is told to stop."""
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        """Alive: the event loop turns. Says nothing of Redis, so that a Redis outage restarts nobody."""
+        return json_response({"status": "ok"})
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        """Ready: told to serve, and the log can be reached."""
+        if not self.ready:
+            return json_response({"status": "not ready", "reason": "starting or stopping"}, status=503)
+        try:
+            async with asyncio.timeout(2):
+                await self._store.ping()
+        except (RelayError, TimeoutError):
+            return json_response({"status": "not ready", "reason": "the event log cannot be reached"}, status=503)
+        return json_response({"status": "ready"})
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        body = generate_latest(telemetry.REGISTRY)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def runs(self, _: web.Request) -> web.Response:
+        """What is watched and pumped here."""
+        return json_response({"watched": self._hub.describe(), "pumped": self._ingestor.describe()})
+
+    async def config(self, _: web.Request) -> web.Response:
+        """The effective configuration, secrets masked."""
+        return json_response(self._config())

@@ -1,0 +1,61 @@
+"""What an operator may choose about the listeners, who may come in, and the bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from relay.core.options import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    host: str = "127.0.0.1"
+    """Address of the public listener. Anything but loopback needs `auth.mode` other than none."""
+    port: int = 8080
+    """Port of the public listener; 0 lets the system choose (printed at start)."""
+    admin_host: str = "127.0.0.1"
+    """Address of the admin listener (/healthz, /readyz, /metrics, /admin/*)."""
+    admin_port: int = 9464
+    """Port of the admin listener; 0 lets the system choose."""
+    workers: int = 1
+    """Processes on one port. Not available yet: only 1 is accepted."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names clients may use in `Host` besides loopback names, `server.host` and IP addresses (which cannot be
+    rebound); `*` allows any. Guards against DNS rebinding."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins (`https://app.example.com`) whose pages may read and act; the server's own origin always may."""
+    drain_s: float = 5.0
+    """How long open requests get to end at shutdown after their viewers were told goodbye."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitOptions:
+    connections: int = 10_000
+    """Open streams (SSE, WebSocket, NDJSON) at once; one more is refused with 503 and `Retry-After`."""
+    body_bytes: int = 1_048_576
+    """Largest request body."""
+    head_bytes: int = 16_384
+    """Largest request line, and largest single header field."""
+    event_bytes: int = 8_388_608
+    """Largest event; a larger one keeps its seq and type, its data becomes `{"truncated": true, "bytes": n}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOptions:
+    name: str
+    """Who this key is, for logs and metrics: `[A-Za-z0-9._-]{1,64}`."""
+    hash: str
+    """`sha256:<64 hex digits>` of the key, as `relay token key NAME` prints it."""
+    admin: bool = False
+    """May use /admin/*."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuthOptions:
+    mode: str = "none"
+    """none (loopback only) or api_keys."""
+    keys: tuple[KeyOptions, ...] = ()
+    """The API keys, stored hashed; a client sends the key as `Authorization: Bearer`."""
+    token_secret: Secret | None = None
+    """Signs viewer tokens (at least 32 characters). None: made once and kept in `embedded.data_dir` (embedded server
+    only; with `redis.url` and api_keys it must be set, and be equal on every process)."""

@@ -1,0 +1,47 @@
+"""Reading requests: the run a path means, JSON bodies. Everything hostile ends here, with an error that names the field."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from aiohttp import web
+
+from relay.core.errors import InvalidRequest, NotFound
+from relay.core.events import decode
+from relay.core.ids import RunKey, checked_id
+from relay.web.directory import Directory
+from relay.web.door import PRINCIPAL
+
+UPSTREAM_HEADER: Final = "X-Relay-Upstream"
+
+
+def upstream_hint(request: web.Request) -> str | None:
+    return request.query.get("upstream") or request.headers.get(UPSTREAM_HEADER)
+
+
+async def the_run(request: web.Request, directory: Directory) -> RunKey:
+    """The run of the path, if there is one and this principal may see it."""
+    run_id = checked_id("run_id", request.match_info["run_id"])
+    if "thread_id" in request.match_info:
+        checked_id("thread_id", request.match_info["thread_id"])
+    principal = request[PRINCIPAL]
+    if principal.run is not None:
+        # Asking on behalf of a token that is for another run must not tell whether this one exists.
+        if principal.run.run_id != run_id:
+            raise NotFound("no upstream knows this run")
+        return await directory.find(run_id, principal.run.upstream)
+    return await directory.find(run_id, upstream_hint(request))
+
+
+async def json_body(request: web.Request) -> dict[str, Any]:
+    """The JSON object of a body; an empty body is an empty object."""
+    raw = await request.read()
+    if not raw:
+        return {}
+    try:
+        body = decode(raw)
+    except ValueError as error:
+        raise InvalidRequest.field("body", "not valid JSON", "a JSON object") from error
+    if not isinstance(body, dict):
+        raise InvalidRequest.field("body", "not a JSON object", "a JSON object")
+    return body

@@ -1,0 +1,45 @@
+"""Every route of both listeners, with what it needs to be let in. There is no other place where a route is made."""
+
+from __future__ import annotations
+
+from relay.web.admit import Access
+from relay.web.door import Route
+from relay.web.events import Events
+from relay.web.health import Health
+from relay.web.runs import Runs
+from relay.web.ui import Dashboard
+
+
+def public(runs: Runs, events: Events, dashboard: Dashboard) -> list[Route]:
+    """The native face, at the root and at /native (so that another face may take the root), and the dashboard.
+
+    `{run_id:.*}` takes hostile ids too: they are refused by name instead of falling through to some other route.
+    """
+    native = [
+        Route("POST", "/v1/threads/{thread_id:.*}/runs", Access.ACT, runs.create, "create_run"),
+        Route("GET", "/v1/threads/{thread_id:.*}/runs", Access.ACT, runs.list_thread, "list_thread_runs"),
+        Route("GET", "/v1/threads/{thread_id:.*}/runs/{run_id:[^/]*}", Access.ACT, runs.get, "get_thread_run"),
+        Route("GET", "/v1/runs", Access.ACT, runs.list_all, "list_runs"),
+        Route("GET", "/v1/runs/{run_id:.*}/events", Access.VIEW, events.get, "events"),
+        Route("POST", "/v1/runs/{run_id:.*}/input", Access.ACT, runs.input, "input"),
+        Route("POST", "/v1/runs/{run_id:.*}/tokens", Access.ACT, runs.token, "tokens"),
+        Route("POST", "/v1/runs/{run_id:.*}:cancel", Access.ACT, runs.cancel, "cancel"),
+        Route("GET", "/v1/runs/{run_id:[^/]*}", Access.ACT, runs.get, "get_run"),
+    ]
+    return [
+        *native,
+        *(Route(route.method, f"/native{route.path}", route.access, route.endpoint, route.name) for route in native),
+        Route("GET", "/ui", Access.OPEN, dashboard.index, "ui"),
+        Route("GET", "/ui/app.js", Access.OPEN, dashboard.script, "ui"),
+        Route("GET", "/ui/app.css", Access.OPEN, dashboard.style, "ui"),
+    ]
+
+
+def admin(health: Health) -> list[Route]:
+    return [
+        Route("GET", "/healthz", Access.OPEN, health.healthz, "healthz"),
+        Route("GET", "/readyz", Access.OPEN, health.readyz, "readyz"),
+        Route("GET", "/metrics", Access.OPEN, health.metrics, "metrics"),
+        Route("GET", "/admin/runs", Access.ADMIN, health.runs, "admin_runs"),
+        Route("GET", "/admin/config", Access.ADMIN, health.config, "admin_config"),
+    ]

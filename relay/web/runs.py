@@ -1,0 +1,189 @@
+"""The runs API: passed through to the upstreams in native names; what only we know is added."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from aiohttp import web
+
+from relay.core.cursor import count_of
+from relay.core.errors import InvalidRequest
+from relay.core.ids import RunKey, checked_id
+from relay.fanout.hub import Wants
+from relay.ingest.upstream import Upstream
+from relay.providers.contract import RunsQuery
+from relay.store.log import Log
+from relay.web.directory import Directory
+from relay.web.door import PRINCIPAL, json_response
+from relay.web.once import Once
+from relay.web.requests import json_body, the_run, upstream_hint
+from relay.web.tokens import MOST_S, Tokens
+
+INPUT_BYTES: Final = 32_768
+STATUSES: Final = (
+    "queued", "running", "waiting_for_input", "cancelling", "completed", "failed", "cancelled", "interrupted"
+)  # fmt: skip
+_PAGES: Final = 20
+"""Most pages of an upstream's list that one list of ours looks through."""
+
+
+class Runs:
+    def __init__(self, directory: Directory, log: Log, wants: Wants, tokens: Tokens, once: Once) -> None:
+        self._directory = directory
+        self._log = log
+        self._wants = wants
+        self._tokens = tokens
+        self._once = once
+
+    # --- one run ----------------------------------------------------------------------------------------------------
+    async def get(self, request: web.Request) -> web.Response:
+        run = await self._directory.run(await the_run(request, self._directory))
+        thread_id = request.match_info.get("thread_id")
+        if thread_id is not None and run.get("thread_id") not in (None, thread_id):
+            raise InvalidRequest.field("thread_id", "not the thread of this run", "the run's own thread_id")
+        return json_response(run)
+
+    async def create(self, request: web.Request) -> web.Response:
+        thread_id = checked_id("thread_id", request.match_info["thread_id"])
+        upstream = self._directory.only(upstream_hint(request))
+        await json_body(request)  # refuse what is no JSON object; then it is passed on in the caller's own words
+        body = await request.read()
+
+        async def create() -> dict[str, Any]:
+            return upstream.provider.created(await upstream.ask(upstream.provider.create_run(thread_id, body or None)))
+
+        key = request.headers.get("Idempotency-Key")
+        where = RunKey(upstream.name, thread_id)
+        answer = (
+            await self._once.do(where, f"{request[PRINCIPAL].name}\n{key}", body, create) if key else await create()
+        )
+        self._wants.want(RunKey(upstream.name, str(answer["run_id"])))
+        return json_response(answer, status=201)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        key = await the_run(request, self._directory)
+        body = await json_body(request)
+        seen = body.get("last_seen_seq")
+        if seen is not None and (type(seen) is not int or seen < 0):
+            raise InvalidRequest.field("last_seen_seq", "not a sequence number", "a whole number, 0 or more")
+        if seen is None:  # our callers need not know that the upstream wants this
+            state = (await self._log.states([key]))[0]
+            seen = state.last_seq if state is not None else 0
+        upstream = self._directory.upstreams[key.upstream]
+        await upstream.ask(upstream.provider.cancel_run(key.run_id, last_seen_seq=seen))
+        return json_response({"ok": True})
+
+    async def input(self, request: web.Request) -> web.Response:
+        checked_id("run_id", request.match_info["run_id"])
+        content = (await json_body(request)).get("content")
+        if not isinstance(content, str):
+            raise InvalidRequest.field("content", "missing or not a string", "a string")
+        if not content.strip():
+            raise InvalidRequest.field("content", "must not be empty", f"1 to {INPUT_BYTES} bytes")
+        if len(content.encode("utf-8", "surrogatepass")) > INPUT_BYTES:
+            raise InvalidRequest.field("content", "too large", f"at most {INPUT_BYTES} bytes of UTF-8")
+        key = await the_run(request, self._directory)
+        upstream = self._directory.upstreams[key.upstream]
+        await upstream.ask(upstream.provider.provide_input(key.run_id, content))
+        return json_response({"ok": True})
+
+    async def token(self, request: web.Request) -> web.Response:
+        """A short-lived token for one run, for browsers: 201 `{"token", "expires_at"}`."""
+        key = await the_run(request, self._directory)
+        ttl_s = (await json_body(request)).get("ttl_s", MOST_S)
+        if type(ttl_s) is not int or not 1 <= ttl_s <= MOST_S:
+            raise InvalidRequest.field("ttl_s", "out of range", f"a whole number of seconds, 1 to {MOST_S}")
+        token, expires_at = self._tokens.mint(key, minted_by=request[PRINCIPAL].name, ttl_s=ttl_s)
+        when = datetime.fromtimestamp(expires_at, UTC).isoformat().replace("+00:00", "Z")
+        return json_response({"token": token, "expires_at": when}, status=201)
+
+    # --- lists ------------------------------------------------------------------------------------------------------
+    async def list_thread(self, request: web.Request) -> web.Response:
+        """A thread's runs. Of an upstream that pages no further, the newest `list_limit` are looked at."""
+        thread_id = checked_id("thread_id", request.match_info["thread_id"])
+        order = request.query.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise InvalidRequest.field("order", "not an order", "asc or desc")
+        upstream = self._directory.only(upstream_hint(request))
+        most = upstream.provider.list_limit
+        limit = count_of(request.query, "limit", default=50, low=1, high=most)
+        offset = count_of(request.query, "offset", default=0, low=0, high=most)
+        status = _status(request)
+        answer = await upstream.ask(upstream.provider.list_thread_runs(thread_id, limit=most))
+        found = [{**run, "thread_id": thread_id} for run in upstream.provider.runs(answer)]
+        runs = await self._directory.complete(upstream, found)
+        runs = [run for run in runs if status is None or run["status"] == status]
+        if order == "asc":
+            runs.reverse()
+        return json_response(runs[offset : offset + limit])
+
+    async def list_all(self, request: web.Request) -> web.Response:
+        """All runs of all upstreams, newest first; `before` is the run_id of the last item of the page before."""
+        limit = count_of(request.query, "limit", default=50, low=1, high=200)
+        status = _status(request)
+        hint = upstream_hint(request)
+        before = await self._before(request.query.get("before"), hint)
+        found: list[dict[str, Any]] = []
+        for upstream in self._directory.candidates(hint):
+            found += await self._newest(upstream, limit, status, before)
+        found.sort(key=_place, reverse=True)
+        page = found[:limit]
+        headers = {"Link": _next_link(request, page[-1]["run_id"])} if len(page) == limit else {}
+        return json_response(page, headers=headers)
+
+    async def _before(self, run_id: str | None, hint: str | None) -> tuple[str, str, str] | None:
+        if not run_id:
+            return None
+        key = await self._directory.find(checked_id("before", run_id), hint)
+        return _place(await self._directory.fetch(key))
+
+    async def _newest(
+        self, upstream: Upstream, limit: int, status: str | None, before: tuple[str, str, str] | None
+    ) -> list[dict[str, Any]]:
+        """Up to `limit` runs of one upstream that come after `before` in our order, through its own paging."""
+        found: list[dict[str, Any]] = []
+        size = upstream.provider.list_limit if status or before else min(limit, upstream.provider.list_limit)
+        until = _just_after(before[0]) if before else None
+        for page in range(_PAGES):
+            query = RunsQuery(limit=size, offset=page * size, status=status, until=until)
+            items = upstream.provider.runs(await upstream.ask(upstream.provider.list_runs(query)))
+            for run in await self._directory.complete(upstream, items):
+                if (status is None or run["status"] == status) and (before is None or _place(run) < before):
+                    found.append(run)
+            if len(found) >= limit or len(items) < size:
+                break
+        return found[:limit]
+
+
+def _status(request: web.Request) -> str | None:
+    status = request.query.get("status")
+    if status and status not in STATUSES:
+        raise InvalidRequest.field("status", "not a run status", ", ".join(STATUSES))
+    return status or None
+
+
+def _place(run: dict[str, Any]) -> tuple[str, str, str]:
+    """A run's place in the merged list. Times are made equally long, so that they sort as text."""
+    return _normal_time(str(run.get("created_at") or "")), str(run.get("upstream", "")), str(run["run_id"])
+
+
+def _normal_time(text: str) -> str:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    except ValueError:
+        return ""
+
+
+def _just_after(normal: str) -> str | None:
+    """One microsecond later: runs made in the same instant must not fall between two pages."""
+    if not normal:
+        return None
+    later = datetime.fromisoformat(normal) + timedelta(microseconds=1)
+    return later.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _next_link(request: web.Request, last: str) -> str:
+    query = {**request.query, "before": last}
+    return f'<{request.path}?{urlencode(query)}>; rel="next"'
