@@ -1,0 +1,252 @@
+"""Hub, follower, history and subscriptions against a real log: nothing is lost between history and live."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+import pytest
+
+from relay.core.events import Event
+from relay.core.filters import Types
+from relay.core.ids import RunKey
+from relay.core.wires import Notice, Wire
+from relay.fanout.hub import Hub
+from relay.fanout.options import FanoutOptions
+from relay.fanout.subscription import Subscription
+from relay.fanout.topic import Topic
+from relay.store.keys import Keys
+from relay.store.log import Append, Claim, Lease, Log
+from relay.store.options import RedisOptions, RetentionOptions
+from relay.store.redis import Store
+
+WIRE = Wire("ndjson")
+
+
+@dataclass
+class Wanted:
+    """Stands in for the ingestor: nobody pumps here, the test writes the log itself."""
+
+    watched: list[RunKey] = field(default_factory=list)
+    wanted: list[RunKey] = field(default_factory=list)
+    probed: list[RunKey] = field(default_factory=list)
+
+    def watch(self, key: RunKey) -> None:
+        self.watched.append(key)
+
+    def unwatch(self, key: RunKey) -> None:
+        self.watched.remove(key)
+
+    def want(self, key: RunKey) -> None:
+        self.wanted.append(key)
+
+    async def probe(self, key: RunKey) -> None:
+        self.probed.append(key)
+
+
+class CountingLog(Log):
+    reads = 0
+    bells = True
+
+    async def read(self, requests: Sequence[tuple[RunKey, int, int]]) -> list[list[Event]]:
+        self.reads += len(requests)
+        return await super().read(requests)
+
+
+@dataclass
+class Bench:
+    hub: Hub
+    log: CountingLog
+    wanted: Wanted
+    store: Store
+
+    async def write(self, key: RunKey, upto: int, *, start: int = 0, size: int = 1, seal: bool = False) -> None:
+        claim = await self.log.claim(key)
+        assert isinstance(claim, Claim)
+        assert claim.lease is not None
+        prev = claim.state.last_seq or start
+        events = [
+            Event(seq, "a" if seq % 2 else "b", b'"%b%d"' % (b"x" * size, seq)) for seq in range(prev + 1, upto + 1)
+        ]
+        for i in range(0, len(events), 500):
+            await self._append(claim.lease, prev, events[i : i + 500])
+            prev = events[i : i + 500][-1].seq
+        if seal:
+            await self.log.seal(claim.lease, prev=upto, status="completed")
+
+    async def _append(self, lease: Lease, prev: int, events: list[Event]) -> None:
+        assert await self.log.append([Append(lease, prev, events, {"status": "running"})]) == [None]
+
+
+@pytest.fixture
+async def bench(redis_url: str) -> AsyncIterator[Bench]:
+    async with AsyncExitStack() as stack:
+        yield await _bench(stack, redis_url, FanoutOptions(check_s=0.2, page_bytes=4096, window_bytes=8192))
+
+
+async def _bench(stack: AsyncExitStack, redis_url: str, options: FanoutOptions) -> Bench:
+    prefix = f"t{secrets.token_hex(4)}"
+    store = Store(redis_url, RedisOptions(prefix=prefix))
+    stack.push_async_callback(store.close)
+    await store.check()
+    log = CountingLog(store, Keys(prefix, 8), RetentionOptions(), 3.0)
+    wanted = Wanted()
+    hub = Hub(store, log, wanted, options)
+    tasks = await stack.enter_async_context(asyncio.TaskGroup())
+    stack.callback(tasks.create_task(hub.run()).cancel)
+    return Bench(hub, log, wanted, store)
+
+
+def key() -> RunKey:
+    return RunKey("main", secrets.token_hex(6))
+
+
+async def read_all(bench: Bench, topic: Topic, cursor: int, upto: int, types: Types | None = None) -> list[int]:
+    """Everything a subscription gives from `cursor` until it stands at `upto`."""
+    subscription = bench.hub.subscribe(topic, cursor, WIRE, types)
+    seen: list[int] = []
+    async with asyncio.timeout(20):
+        while subscription.cursor < upto:
+            part = await step(subscription)
+            if part is None:
+                await topic.changed(1.0)
+            elif isinstance(part, bytes):
+                seen += [int(line.strip(b'"x')) for line in part.splitlines()]
+    return seen
+
+
+async def step(subscription: Subscription) -> bytes | Notice | None:
+    part = await subscription.read_back() if subscription.behind else subscription.take()
+    return part.data if part is not None and not isinstance(part, Notice) else part
+
+
+async def test_readers_at_any_cursor_get_everything_behind_it_while_it_is_written(bench: Bench) -> None:
+    run, chance = key(), random.Random(3)
+    await bench.write(run, 300)
+    async with bench.hub.topic(run) as topic:
+        readers = [asyncio.ensure_future(read_all(bench, topic, cursor, 1500)) for cursor in (0, 1, 299, 300, 150, 700)]
+        for upto in [*sorted(chance.sample(range(301, 1500), 30)), 1500]:
+            await bench.write(run, upto)
+        for reader, cursor in zip(readers, (0, 1, 299, 300, 150, 700), strict=True):
+            assert await reader == list(range(cursor + 1, 1501))
+        assert topic.window.floor > 0
+
+
+async def test_filters_skip_without_losing_the_place(bench: Bench) -> None:
+    run = key()
+    await bench.write(run, 200)
+    async with bench.hub.topic(run) as topic:
+        assert await read_all(bench, topic, 0, 200, Types(("a",))) == list(range(1, 201, 2))
+
+
+async def test_growth_is_found_when_every_bell_is_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = key()
+    async with bench.hub.topic(run) as topic:
+        monkeypatch.setattr(bench.hub._follower, "_heard", lambda message: None)
+        await bench.write(run, 50, seal=True)
+        assert await read_all(bench, topic, 0, 50) == list(range(1, 51))
+        async with asyncio.timeout(10):
+            while not topic.sealed:
+                await topic.changed(1.0)
+
+
+async def test_bells_are_heard_again_after_their_connection_broke(bench: Bench) -> None:
+    run = key()
+    async with bench.hub.topic(run) as topic:
+        await bench.write(run, 5)
+        assert await read_all(bench, topic, 0, 5) == [1, 2, 3, 4, 5]
+        await bench.store.run("test", [("CLIENT", "KILL", "TYPE", "pubsub")])
+        await bench.write(run, 9)
+        assert await read_all(bench, topic, 5, 9) == [6, 7, 8, 9]
+
+
+async def test_two_hundred_late_joiners_share_each_page(bench: Bench) -> None:
+    run = key()
+    await bench.write(run, 3000, size=50, seal=True)
+    async with bench.hub.topic(run) as topic:
+        bench.log.reads = 0
+        answers = await asyncio.gather(*(read_all(bench, topic, 0, 3000) for _ in range(200)))
+        assert all(answer == list(range(1, 3001)) for answer in answers)
+        assert bench.log.reads < 3000 * 60 / 4096 * 3
+
+
+async def test_a_reader_that_gives_up_in_the_middle_of_a_shared_read_takes_nobody_along(bench: Bench) -> None:
+    run = key()
+    await bench.write(run, 2000, size=20)
+    async with bench.hub.topic(run) as topic:
+        readers = [asyncio.ensure_future(read_all(bench, topic, 0, 2000)) for _ in range(20)]
+        await asyncio.sleep(0)
+        for reader in readers[::2]:
+            reader.cancel()
+        assert all(seen == list(range(1, 2001)) for seen in await asyncio.gather(*readers[1::2]))
+
+
+async def test_windows_are_bounded_however_much_passes(redis_url: str) -> None:
+    async with AsyncExitStack() as stack:
+        bench = await _bench(stack, redis_url, FanoutOptions(window_bytes=20_000, memory_bytes=40_000, check_s=0.2))
+        runs = [key() for _ in range(8)]
+        topics = [await stack.enter_async_context(bench.hub.topic(run)) for run in runs]
+        for run in runs:
+            await bench.write(run, 400, size=100)
+        for topic in topics:
+            assert await read_all(bench, topic, 399, 400) == [400]
+        await bench.write(runs[0], 410, size=100)
+        assert await read_all(bench, topics[0], 400, 410) == list(range(401, 411))
+        assert sum(topic.window.size for topic in topics) < 45_000
+        assert await read_all(bench, topics[1], 0, 400) == list(range(1, 401))
+
+
+async def test_a_trimmed_head_is_announced_and_the_rest_delivered(bench: Bench) -> None:
+    run = key()
+    claim = await bench.log.claim(run)
+    assert isinstance(claim, Claim)
+    assert claim.lease is not None
+    events = [Event(seq, "a", b'"%d"' % seq) for seq in range(101, 111)]
+    assert await bench.log.append([Append(claim.lease, 0, events, {"floor": "100"})]) == [None]
+    async with bench.hub.topic(run) as topic:
+        subscription = bench.hub.subscribe(topic, 40, WIRE, None)
+        notice = await subscription.read_back()
+        assert isinstance(notice, Notice)
+        assert (notice.type, notice.id, notice.data["from_seq"], notice.data["to_seq"]) == ("relay.reset", 100, 41, 100)
+        assert await read_all(bench, topic, subscription.cursor, 110) == list(range(101, 111))
+
+
+async def test_a_run_is_wanted_while_it_is_watched_and_only_then(bench: Bench) -> None:
+    run = key()
+    async with bench.hub.topic(run):
+        async with bench.hub.topic(run):
+            assert bench.wanted.watched == [run, run]
+        assert bench.wanted.watched == [run]
+    assert bench.wanted.watched == []
+    assert bench.hub.describe() == []
+    await bench.write(run, 3, seal=True)
+    async with bench.hub.topic(run) as topic:
+        assert topic.sealed
+        assert bench.wanted.watched == []
+
+
+async def test_a_log_that_vanished_is_asked_for_again(bench: Bench) -> None:
+    run = key()
+    await bench.write(run, 3)
+    async with bench.hub.topic(run) as topic:
+        await bench.store.run("test", [("DEL", bench.log.keys.log(run), bench.log.keys.run(run))])
+        async with asyncio.timeout(10):
+            while run not in bench.wanted.wanted:
+                await asyncio.sleep(0.02)
+        await bench.write(run, 6)
+        assert await read_all(bench, topic, 3, 6) == [4, 5, 6]
+        assert await read_all(bench, topic, 0, 6) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_reader_beyond_the_end_of_a_sealed_run_has_the_upstream_asked(bench: Bench) -> None:
+    run = key()
+    await bench.write(run, 3, seal=True)
+    async with bench.hub.topic(run) as topic:
+        await bench.hub.settle(topic, 3)
+        assert bench.wanted.probed == []
+        await bench.hub.settle(topic, 9)
+        assert bench.wanted.probed == [run]
