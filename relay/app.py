@@ -51,7 +51,13 @@ class App:
         self._alive = alive
         self._store = Store(redis_url, settings.redis)
         keys = Keys(settings.redis.prefix, settings.redis.partitions)
-        self._log = Log(self._store, keys, settings.retention, settings.ingest.lease_s)
+        self._log = Log(
+            self._store,
+            keys,
+            settings.retention,
+            lease_s=settings.ingest.lease_s,
+            want_s=settings.ingest.unwanted_s,
+        )
         self._tokens = Tokens(token_secret)
         self._once = Once(self._store, keys)
         self._pulse = Pulse(settings.limits.connections)
@@ -107,6 +113,8 @@ class App:
         # Nothing of what was built so far ever becomes garbage: keep the collector from walking it again and again.
         gc.collect()
         gc.freeze()
+        # Nearly all of what comes and goes afterwards is freed by its count: look for cycles a hundred times less often.
+        gc.set_threshold(50_000, 20, 50)
         health.ready = True
         self._announce()
 

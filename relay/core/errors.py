@@ -135,6 +135,12 @@ class LeaseLost(RelayError):
     code = "lease.lost"
 
 
+class Unwanted(RelayError):
+    """Nobody wants this run pumped any more: give it up."""
+
+    code = "lease.unwanted"
+
+
 class LogMoved(RelayError):
     """The log's end is not where its writer thought (a flush, a failover, an unknown outcome): resume from its end."""
 

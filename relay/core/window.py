@@ -43,7 +43,7 @@ def cut(events: Sequence[Event], wire: Wire, types: Types | None, max_bytes: int
 
 
 class Window:
-    __slots__ = ("_events", "_memo", "_seqs", "floor", "size")
+    __slots__ = ("_events", "_memo", "_seqs", "floor", "last_seq", "size")
 
     def __init__(self, floor: int) -> None:
         self.floor = floor
@@ -52,11 +52,9 @@ class Window:
         """Bytes of event JSON held."""
         self._events: list[Event] = []
         self._seqs: list[int] = []
-        self._memo: dict[tuple[int, int, Wire, Types | None], Slice] = {}
-
-    @property
-    def last_seq(self) -> int:
-        return self._seqs[-1] if self._seqs else self.floor
+        self._memo: dict[tuple[int, int, int, Types | None], Slice] = {}
+        self.last_seq = floor
+        """Of the newest event here; an attribute, because every delivery asks for it."""
 
     def __len__(self) -> int:
         return len(self._seqs)
@@ -69,6 +67,7 @@ class Window:
         self._memo.clear()
         self._events += fresh
         self._seqs += [event.seq for event in fresh]
+        self.last_seq = self._seqs[-1]
         self.size += sum(len(event.json) for event in fresh)
         if self.size > limit:
             self._shrink(limit)
@@ -78,7 +77,7 @@ class Window:
         """The events behind `cursor`; None if there are none, or if the cursor is below the floor (ask the log)."""
         if cursor < self.floor or cursor >= self.last_seq:
             return None
-        key = (cursor, max_bytes, wire, types)
+        key = (cursor, max_bytes, wire.key, types)
         found = self._memo.get(key)
         if found is None:
             if len(self._memo) >= _MEMO:

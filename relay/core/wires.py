@@ -8,7 +8,7 @@ of them there because a real client looped or crashed without it (one LF after a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from relay.core import sse
@@ -16,6 +16,7 @@ from relay.core.events import Event, encode
 from relay.core.goodbye import Goodbye
 
 Form = Literal["sse", "sse-named", "ndjson", "websocket"]
+_FORMS: tuple[Form, ...] = ("sse", "sse-named", "ndjson", "websocket")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class Wire:
     form: Form
     chunked: bool = False
     """HTTP/1.1 chunk framing around each write."""
+    key: int = field(init=False, repr=False, compare=False)
+    """Stands for this wire in the keys of what is remembered: an int costs no Python call to hash."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", _FORMS.index(self.form) * 2 + self.chunked)
 
     def events(self, events: Iterable[Event]) -> bytes:
         """All of them joined, ready to be written; empty bytes for none."""

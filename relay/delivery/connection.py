@@ -30,12 +30,18 @@ class TransportConnection:
         return self._transport.get_write_buffer_size()
 
     @property
+    def ready(self) -> bool:
+        transport = self._transport
+        return not transport.is_closing() and transport.get_write_buffer_size() <= _FULL
+
+    @property
     def full(self) -> bool:
         return self._transport.get_write_buffer_size() > _FULL
 
     def write(self, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(data)
+        transport = self._transport
+        if not transport.is_closing():
+            transport.write(data)
 
     async def drained(self) -> None:
         await self._request.writer.drain()

@@ -10,7 +10,6 @@ import random
 
 from aiohttp import web
 
-from relay import telemetry
 from relay.core import wires
 from relay.core.goodbye import Goodbye
 from relay.core.wires import Wire
@@ -70,6 +69,5 @@ async def _open(request: web.Request, wire: Wire, headers: dict[str, str]) -> we
 
 def last_words(wire: Wire, goodbye: Goodbye, options: DeliveryOptions) -> bytes:
     """The goodbye notice, with this client's own share of the jitter."""
-    telemetry.GOODBYES.labels(goodbye.code).inc()
     jitter_ms = random.randint(0, options.retry_max_ms - options.retry_min_ms)  # noqa: S311  (no secret)
     return wire.notice(wires.goodbye(goodbye, goodbye.after_ms + jitter_ms))

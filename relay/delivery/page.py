@@ -21,6 +21,7 @@ async def page(topic: Topic, log: Log, cursor: int, *, limit: int, types: Types 
     """The JSON of the page behind `cursor`; waits up to `wait_s` for a first event of a run that goes on."""
     deadline = time.monotonic() + wait_s
     missed: dict[str, object] | None = None
+    await topic.refresh()
     while True:
         if topic.state.floor > cursor:
             missed = reset(cursor + 1, topic.state.floor, "trimmed").data

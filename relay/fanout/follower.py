@@ -13,26 +13,25 @@ from collections.abc import Callable, Sequence
 
 from relay import telemetry
 from relay.core.errors import StoreUnavailable
+from relay.core.events import Event
 from relay.core.ids import RunKey
+from relay.fanout.bells import BellListener
 from relay.fanout.options import FanoutOptions
 from relay.fanout.topic import Topic
 from relay.store.log import Log, LogState
-from relay.store.redis import Bells, Store
+from relay.store.redis import Store
 
 _EVENTS = 512
 _BATCH = 256
 """Most runs read in one round trip."""
-_PING_S = 5.0
-_DEAD_S = 12.0
-"""A bell connection that answers no ping for this long is dead, whatever TCP says."""
 
 
 class Follower:
-    def __init__(self, store: Store, log: Log, options: FanoutOptions, lost: Callable[[RunKey], None]) -> None:
-        self._store = store
+    def __init__(self, store: Store, log: Log, options: FanoutOptions, orphaned: Callable[[RunKey], None]) -> None:
+        self._bells = BellListener(store, self._heard)
         self._log = log
         self._options = options
-        self._lost = lost
+        self._orphaned = orphaned
         self._topics: dict[RunKey, Topic] = {}
         self._channels: dict[bytes, Topic] = {}
         self._rung: dict[Topic, float] = {}
@@ -40,15 +39,13 @@ class Follower:
         self._stateful: set[Topic] = set()
         """Those of them whose state is asked for too."""
         self._work = asyncio.Event()
-        self._unsaid: list[tuple[str, bytes]] = []
-        self._speak_up = asyncio.Event()
 
     def follow(self, topic: Topic) -> None:
         """From now on this topic gets its run's events; `topic.ready` is set when it does."""
         channel = self._log.keys.bell(topic.key).encode()
         self._topics[topic.key] = topic
         self._channels[channel] = topic
-        self._say("SSUBSCRIBE", channel)
+        self._bells.add(channel)
 
     def unfollow(self, topic: Topic) -> None:
         channel = self._log.keys.bell(topic.key).encode()
@@ -56,7 +53,7 @@ class Follower:
             del self._topics[topic.key], self._channels[channel]
             self._rung.pop(topic, None)
             self._stateful.discard(topic)
-            self._say("SUNSUBSCRIBE", channel)
+            self._bells.remove(channel)
 
     async def refresh(self, topic: Topic) -> None:
         """Learn now where the log stands, instead of at the next bell."""
@@ -67,60 +64,21 @@ class Follower:
     async def run(self) -> None:
         """For ever."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen_for_ever(), name="bells")
+            tasks.create_task(self._bells.run(), name="bells")
             tasks.create_task(self._read_for_ever(), name="log reader")
             tasks.create_task(self._check_for_ever(), name="position check")
 
     # --- bells ------------------------------------------------------------------------------------------------------
-    async def _listen_for_ever(self) -> None:
-        while True:
-            connection = self._store.bells()
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._listen(connection, tasks), name="bell listener")
-            except* (StoreUnavailable, TimeoutError) as errors:
-                telemetry.logger().warning("bells.lost", reason=type(errors.exceptions[0]).__name__)
-            finally:
-                await connection.close()
-            await asyncio.sleep(0.25)
-
-    async def _listen(self, connection: Bells, tasks: asyncio.TaskGroup) -> None:
-        await connection.connect()
-        self._unsaid = [("SSUBSCRIBE", channel) for channel in self._channels]
-        tasks.create_task(self._speak(connection), name="bell speaker")
-        while True:
-            async with asyncio.timeout(_DEAD_S):
-                message = await connection.read()
-            self._heard(message)
-
-    async def _speak(self, connection: Bells) -> None:
-        """Send what was asked for; a ping when nothing was."""
-        while True:
-            for command, channel in self._unsaid:
-                await connection.send(command, channel)
-            self._unsaid.clear()
-            self._speak_up.clear()
-            try:
-                async with asyncio.timeout(_PING_S):
-                    await self._speak_up.wait()
-            except TimeoutError:
-                await connection.send("PING")
-
-    def _say(self, command: str, channel: bytes) -> None:
-        self._unsaid.append((command, channel))
-        self._speak_up.set()
-
-    def _heard(self, message: object) -> None:
-        if not isinstance(message, list) or len(message) < 3:
-            return
-        topic = self._channels.get(message[1])
+    def _heard(self, channel: bytes, payload: bytes | None) -> None:
+        topic = self._channels.get(channel)
         if topic is None:
             return
+        if payload == b"released":
+            self._orphaned(topic.key)  # its owner let go: whoever follows it is the first to know
         # Just subscribed: from now on nothing can be missed, so this is the moment to look where the log stands.
-        if message[0] == b"ssubscribe" or message[2] == b"sealed":
-            self._ring(topic, state=True)
-        elif message[0] == b"smessage":
-            self._ring(topic, state=not topic.ready.is_set())
+        # A bell without a new event says that something else of the run has changed (`primed`, its status).
+        silent = payload in (None, b"sealed") or payload == b"%d" % topic.last_seq
+        self._ring(topic, state=silent or not topic.ready.is_set())
 
     def _ring(self, topic: Topic, *, state: bool) -> None:
         if state:
@@ -157,6 +115,8 @@ class Follower:
             return
         wanted = [(topic.key, topic.last_seq, self._count(topic)) for topic in topics]
         pages = await self._log.read(wanted)
+        # A step: if the log's head is gone, readers must be told, so know that before they see what follows.
+        await self._learn([topic for topic, page in zip(topics, pages, strict=True) if _steps(topic, page)])
         now = time.monotonic()
         for topic, (_, _, most), events in zip(topics, wanted, pages, strict=True):
             if topic.publish(events):
@@ -196,8 +156,14 @@ class Follower:
             return
         if state is None:
             # Never pumped yet, or everything is gone: somebody must bring it (back); what we know stays true meanwhile.
-            self._lost(topic.key)
+            self._orphaned(topic.key)
             return
         topic.learn(state)
         if state.last_seq > topic.last_seq:
             self._ring(topic, state=False)
+        elif state.last_seq < topic.last_seq:
+            self._orphaned(topic.key)  # Redis lost what we have shown already; an owner fills it again
+
+
+def _steps(topic: Topic, events: Sequence[Event]) -> bool:
+    return bool(events) and events[0].seq > topic.last_seq + 1

@@ -38,6 +38,8 @@ class Wants(Protocol):
 
     async def probe(self, key: RunKey) -> None: ...
 
+    async def decided(self, key: RunKey) -> None: ...
+
 
 class Hub:
     def __init__(self, store: Store, log: Log, wants: Wants, options: FanoutOptions) -> None:
@@ -79,7 +81,7 @@ class Hub:
         """The run's topic, open for as long as the block lasts. Raises StoreUnavailable."""
         topic = self._topics.get(key)
         if topic is None:
-            topic = self._topics[key] = Topic(key, self._window_bytes)
+            topic = self._topics[key] = Topic(key, self._window_bytes, self._follower.refresh)
             self._follower.follow(topic)
         topic.readers += 1
         watching = False
@@ -97,11 +99,25 @@ class Hub:
                 self._follower.unfollow(topic)
                 del self._topics[key]
 
+    async def primed(self, topic: Topic, within_s: float) -> bool:
+        """Wait until the log holds what the upstream has now; whether it came to that in time."""
+        try:
+            async with asyncio.timeout(within_s):
+                if not topic.sealed:
+                    await self._wants.decided(topic.key)
+                    await topic.refresh()
+                while not (topic.state.primed or topic.state.sealed) or topic.last_seq < topic.state.last_seq:
+                    await topic.changed(0.5)
+                    await topic.refresh()
+        except (TimeoutError, StoreUnavailable):
+            return False
+        return True
+
     async def settle(self, topic: Topic, cursor: int) -> None:
         """Before a reader beyond the end of a sealed run is told that there is no more: make sure that it is so."""
         if topic.sealed and cursor > topic.last_seq:
             await self._wants.probe(topic.key)
-            await self._follower.refresh(topic)
+            await topic.refresh()
 
     def subscribe(self, topic: Topic, cursor: int, wire: Wire, types: Types | None) -> Subscription:
         return Subscription(topic, self._history, cursor, wire, types, self._options.page_bytes)

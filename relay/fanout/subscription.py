@@ -29,8 +29,8 @@ class Subscription:
 
     @property
     def behind(self) -> bool:
-        """What comes next is no longer in the window."""
-        return self.cursor < self.topic.window.floor
+        """What comes next is not in the window: the log has it, or nobody has it any more."""
+        return self.cursor < self.topic.window.floor or self.cursor < self.topic.state.floor
 
     @property
     def ended(self) -> bool:
@@ -39,6 +39,8 @@ class Subscription:
 
     def take(self) -> Slice | None:
         """The next events of the window; None at the live edge, or behind."""
+        if self.cursor < self.topic.state.floor:
+            return None  # what lies between can no longer be had, and that must be said first
         found = self.topic.window.after(self.cursor, self.wire, self.types, self._max_bytes)
         if found is not None:
             self.cursor = found.upto
@@ -46,13 +48,17 @@ class Subscription:
 
     async def read_back(self) -> Slice | Notice | None:
         """The next events of the log, or the notice that they are gone; None if it has nothing there now."""
-        page = await self._history.page(self.topic, self.cursor)
-        first = page.events[0].seq if page is not None else 0
-        floor = min(self.topic.state.floor, first - 1) if first else self.topic.state.floor
-        if floor > self.cursor:
-            missed = reset(self.cursor + 1, floor, "trimmed")
-            self.cursor = floor
-            return missed
+        page = None
+        if self.cursor >= self.topic.state.floor:
+            page = await self._history.page(self.topic, self.cursor)
+            if page is None:
+                return None
+        if page is None or page.events[0].seq > self.cursor + 1:
+            await self.topic.refresh()  # a hole: is the log's head gone, and how much of it by now?
+            if self.topic.state.floor > self.cursor:
+                missed = reset(self.cursor + 1, self.topic.state.floor, "trimmed")
+                self.cursor = self.topic.state.floor
+                return missed
         if page is None:
             return None
         found = page.slice(self.wire, self.types)

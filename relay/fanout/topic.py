@@ -8,7 +8,7 @@ brought, and a stream that cannot take more leaves the live set and catches up b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from relay.core.events import Event
@@ -28,10 +28,10 @@ class Topic:
     __slots__ = (
         "_changed",
         "_limit",
+        "_refresh",
         "_scheduled",
         "key",
         "live",
-        "lost",
         "mean_bytes",
         "readers",
         "ready",
@@ -39,7 +39,9 @@ class Topic:
         "window",
     )
 
-    def __init__(self, key: RunKey, limit: Callable[[], int]) -> None:
+    def __init__(
+        self, key: RunKey, limit: Callable[[], int], refresh: Callable[[Topic], Awaitable[None]] | None = None
+    ) -> None:
         self.key = key
         self.window = Window(0)
         self.state = LogState()
@@ -48,11 +50,10 @@ class Topic:
         """Open subscriptions; the hub lets go of a topic without any."""
         self.ready = asyncio.Event()
         """Set once the bell is heard and the log's position is known: nothing can be missed from here on."""
-        self.lost = False
-        """Redis holds less than we have shown: the log is being refilled (or has expired)."""
         self.mean_bytes = 4096.0
         """About how large an event of this run is; decides how many are read at once."""
         self._limit = limit
+        self._refresh = refresh
         self._changed = asyncio.Event()
         self._scheduled = False
 
@@ -70,6 +71,11 @@ class Topic:
         self.state = state
         self.window = Window(state.last_seq)
         self.ready.set()
+
+    async def refresh(self) -> None:
+        """Learn now where the log stands, instead of at the next bell. Raises StoreUnavailable."""
+        if self._refresh is not None:
+            await self._refresh(self)
 
     def publish(self, events: Sequence[Event]) -> int:
         """Add events to the window and let the live streams know. Returns how many were new."""

@@ -54,9 +54,7 @@ class Committer:
 
     async def _commit(self, batch: list[tuple[Append, asyncio.Future[None], float]]) -> None:
         try:
-            answers: list[LogMoved | LeaseLost | Exception | None] = await self._log.append(
-                [append for append, _, _ in batch]
-            )
+            answers: list[Exception | None] = await self._log.append([append for append, _, _ in batch])
         except Exception as error:  # whatever it was, it belongs to those who wait: they must never wait for ever
             answers = [error] * len(batch)
         _count(batch, answers)

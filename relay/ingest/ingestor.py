@@ -1,20 +1,23 @@
-"""Which runs this process pumps: those somebody wants. One pump per run, however many viewers ask.
+"""Which runs this process pumps. One pump per run in the whole fleet, however many viewers ask.
 
-A want is a count of watchers plus a time until which the run is wanted without any. The ingestor keeps the leases of its
-pumps alive (one round trip for all), stops a pump whose lease is lost and starts it again (it claims, and resumes from
-the log's end), and gives a run up once nobody has wanted it for a while. One bad run never touches its siblings.
+Whoever watches a run wants it: that is noted in Redis, for a minute at a time, and this process tries to claim the run
+first. What nobody owns (its owner died, or gave it up) is found by any process: each scans the wants once a second, and
+at the moment the next lease may end. Leases are kept by one round trip for all; a pump whose lease is lost claims anew and
+resumes from the log's end; what nobody wants any more is given up. One bad run never touches its siblings.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from relay import telemetry
-from relay.core.errors import LeaseLost, LogMoved, RelayError, StoreUnavailable
+from relay.core.errors import LeaseLost, LogMoved, RelayError, StoreUnavailable, Unwanted
 from relay.core.ids import RunKey
 from relay.ingest.committer import Committer
 from relay.ingest.options import IngestOptions
@@ -22,18 +25,19 @@ from relay.ingest.pump import Pump
 from relay.ingest.upstream import Upstream
 from relay.store.log import Log
 
-_PROBE_S = 10.0
+_PROBE_S: Final = 10.0
+_SCAN_S: Final = 1.0
+_CLAIMS: Final = 64
+"""Most orphans of one partition that one scan claims: a fleet that lost an owner shares what it left behind."""
 
 
-class _Wanted:
-    """A run somebody wants: how many watch it, until when it is wanted without them, and its pump's task."""
+class _Pumped:
+    """A run this process pumps, or tries to claim."""
 
-    __slots__ = ("pump", "task", "until", "watchers")
+    __slots__ = ("pump", "task")
 
-    def __init__(self) -> None:
-        self.watchers = 0
-        self.until = 0.0
-        self.pump: Pump | None = None
+    def __init__(self, pump: Pump) -> None:
+        self.pump = pump
         self.task: asyncio.Task[None] | None = None
 
 
@@ -46,37 +50,44 @@ class Ingestor:
         self._options = options
         self._event_bytes = event_bytes
         self._committer = Committer(log)
-        self._wanted: dict[RunKey, _Wanted] = {}
-        self._room = asyncio.Semaphore(options.runs)
+        self._watchers: Counter[RunKey] = Counter()
+        self._wanted_at: dict[RunKey, float] = {}
+        """When we last said that we want a watched run."""
+        self._pumped: dict[RunKey, _Pumped] = {}
+        self._probed: dict[RunKey, float] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._closing = False
-        self._probed: dict[RunKey, float] = {}
+        self._away = False
+        self._hold_until = 0.0
+        """Until then nothing is claimed that was not ours: Redis has just come back, its owners go first."""
 
     # --- what others ask for ----------------------------------------------------------------------------------------
     def watch(self, key: RunKey) -> None:
-        """Somebody watches this run: pump it until `unwatch`."""
-        self._want(key).watchers += 1
+        """Somebody watches this run: it is wanted until `unwatch` and a minute longer."""
+        self._watchers[key] += 1
+        self._start(key)
 
     def unwatch(self, key: RunKey) -> None:
-        wanted = self._wanted.get(key)
-        if wanted is not None:
-            wanted.watchers -= 1
-            wanted.until = max(wanted.until, time.monotonic() + self._options.unwanted_s)
+        self._watchers[key] -= 1
+        if self._watchers[key] <= 0:
+            del self._watchers[key]
+            self._wanted_at.pop(key, None)
 
     def want(self, key: RunKey) -> None:
-        """Pump this run for a while even if nobody watches yet (it was just created, or its log was lost)."""
-        self._want(key)
+        """Somebody should pump this run now (it was just created, its owner let go, its log was lost)."""
+        self._start(key)
+
+    async def decided(self, key: RunKey) -> None:
+        """Returns once it is known who owns a run that is wanted here: this process or another one."""
+        pumped = self._pumped.get(key)
+        if pumped is not None:
+            await pumped.pump.decided.wait()
 
     async def probe(self, key: RunKey) -> None:
         """Ask the upstream for what lies behind the end of a sealed log; at most once per run and ten seconds."""
         now = time.monotonic()
         self._probed = {old: at for old, at in self._probed.items() if now - at < _PROBE_S}
-        wanted = self._wanted.get(key)
-        if (
-            key in self._probed
-            or key.upstream not in self._upstreams
-            or (wanted is not None and wanted.task is not None)
-        ):
+        if key in self._probed or key in self._pumped or key.upstream not in self._upstreams:
             return
         self._probed[key] = now
         pump = self._make(key)
@@ -85,32 +96,18 @@ class Ingestor:
         except (LogMoved, LeaseLost):
             pass  # somebody else is at it
         finally:
-            if pump.lease is not None:
-                with suppress(RelayError):
-                    await self._log.release([pump.lease])
-
-    def _make(self, key: RunKey) -> Pump:
-        return Pump(key, self._upstreams[key.upstream], self._log, self._committer, self._options, self._event_bytes)
-
-    def _want(self, key: RunKey) -> _Wanted:
-        wanted = self._wanted.get(key)
-        if wanted is None:
-            wanted = self._wanted[key] = _Wanted()
-        wanted.until = max(wanted.until, time.monotonic() + self._options.unwanted_s)
-        if wanted.task is None and self._tasks is not None and not self._closing and key.upstream in self._upstreams:
-            wanted.task = self._tasks.create_task(self._pump(key, wanted), name=f"pump {key}")
-        return wanted
+            await self._release([pump])
 
     def describe(self) -> list[dict[str, Any]]:
         """Every run this process owns or tries to, for people."""
         return [
             {
                 "run": str(key),
-                "owned": wanted.pump is not None and wanted.pump.lease is not None,
-                "last_seq": wanted.pump.durable_seq if wanted.pump is not None else 0,
-                "watchers": wanted.watchers,
+                "owned": pumped.pump.lease is not None,
+                "last_seq": pumped.pump.durable_seq,
+                "watchers": self._watchers[key],
             }
-            for key, wanted in self._wanted.items()
+            for key, pumped in self._pumped.items()
         ]
 
     # --- the life of it ---------------------------------------------------------------------------------------------
@@ -119,83 +116,117 @@ class Ingestor:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             tasks.create_task(self._committer.run(), name="committer")
-            for key in list(self._wanted):
-                self._want(key)
+            tasks.create_task(self._scan_for_ever(), name="orphan scan")
+            for key in self._watchers:
+                self._start(key)
             while True:
                 await asyncio.sleep(self._options.lease_s / 3)
                 await self._renew()
-                self._give_up_unwanted()
+                await self._say_wants()
 
     async def release(self) -> None:
-        """Stop every pump and give its lease back, so that the next owner need not wait. Idempotent."""
+        """Stop every pump and give all leases back at once; those who follow the runs are told. Idempotent."""
         self._closing = True
-        tasks = [wanted.task for wanted in self._wanted.values() if wanted.task is not None]
+        pumped = list(self._pumped.values())
+        tasks = [one.task for one in pumped if one.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._release([one.pump for one in pumped])
 
-    async def _pump(self, key: RunKey, wanted: _Wanted) -> None:
+    # --- pumps ------------------------------------------------------------------------------------------------------
+    def _start(self, key: RunKey, *, orphan: bool = False) -> None:
+        """Try to claim a run, unless we are at it, are full, or must let its owner go first."""
+        full = len(self._pumped) >= self._options.runs
+        if key in self._pumped or full or self._closing or self._tasks is None or key.upstream not in self._upstreams:
+            return
+        if orphan and time.monotonic() < self._hold_until:
+            return
+        pumped = self._pumped[key] = _Pumped(self._make(key))
+        pumped.task = self._tasks.create_task(self._pump(key, pumped), name=f"pump {key}")
+
+    def _make(self, key: RunKey) -> Pump:
+        return Pump(key, self._upstreams[key.upstream], self._log, self._committer, self._options, self._event_bytes)
+
+    async def _pump(self, key: RunKey, pumped: _Pumped) -> None:
         gauge = telemetry.RUNS_PUMPED.labels(key.upstream)
-        sealed = False
-        async with self._room:
-            gauge.inc()
-            try:
-                await self._supervise(key, wanted)
-                sealed = True
-            finally:
-                gauge.dec()
-                await self._release(wanted)
-                wanted.task = wanted.pump = None
-                if not wanted.watchers:
-                    self._wanted.pop(key, None)
-                elif not sealed:  # somebody came while it was being given up
-                    self._want(key)
+        gauge.inc()
+        try:
+            await self._supervise(key, pumped)
+        finally:
+            gauge.dec()
+            if not self._closing:  # else all leases are given back together
+                await self._release([pumped.pump])
+                del self._pumped[key]
 
-    async def _supervise(self, key: RunKey, wanted: _Wanted) -> None:
+    async def _supervise(self, key: RunKey, pumped: _Pumped) -> None:
         while True:
-            wanted.pump = self._make(key)
             try:
-                await wanted.pump.run()
+                await pumped.pump.run()
                 return
             except Exception:  # the supervisor of runs: whatever it was, it must not end here unseen, or the siblings
                 telemetry.PUMP_CRASHES.inc()
                 telemetry.logger(run_id=key.run_id, upstream=key.upstream).exception("pump.crashed")
                 await asyncio.sleep(self._options.backoff_cap_s / 10)
 
-    async def _release(self, wanted: _Wanted) -> None:
-        lease = wanted.pump.lease if wanted.pump is not None else None
-        if lease is not None:
+    async def _release(self, pumps: Iterable[Pump]) -> None:
+        leases = [pump.lease for pump in pumps if pump.lease is not None]
+        if leases:
             with suppress(RelayError):
-                await self._log.release([lease])
+                await self._log.release(leases)
 
+    # --- leases and wants -------------------------------------------------------------------------------------------
     async def _renew(self) -> None:
-        held = {
-            key: wanted.pump for key, wanted in self._wanted.items() if wanted.pump is not None and wanted.pump.lease
-        }
+        held = {key: one.pump for key, one in self._pumped.items() if one.pump.lease is not None}
         leases = [(pump.lease, pump.durable_seq) for pump in held.values() if pump.lease is not None]
         if not leases:
             return
-        try:
-            answers = await self._log.renew(leases)
-        except StoreUnavailable:
-            return
+        answers = await self._asked(self._log.renew(leases)) or {}
         for key, refusal in answers.items():
-            if refusal is not None and not isinstance(refusal, StoreUnavailable):
-                self._restart(key, held[key], refusal)
+            pumped = self._pumped.get(key)
+            if refusal is None or pumped is None or pumped.pump is not held[key]:
+                continue
+            if isinstance(refusal, Unwanted):
+                self._unwanted(key, pumped)
+            elif isinstance(refusal, LogMoved | LeaseLost):
+                telemetry.APPEND_REFUSED.labels(refusal.code).inc()
+                pumped.pump.interrupt()  # it claims anew, and resumes from where the log ends now
 
-    def _restart(self, key: RunKey, pump: Pump, refusal: Exception) -> None:
-        """The run's state in Redis is not what its pump thinks: interrupt it; it claims anew and resumes."""
-        wanted = self._wanted.get(key)
-        if wanted is not None and wanted.pump is pump and pump.lease is not None:
-            code = refusal.code if isinstance(refusal, RelayError) else type(refusal).__name__
-            telemetry.APPEND_REFUSED.labels(code).inc()
-            pump.interrupt()
+    def _unwanted(self, key: RunKey, pumped: _Pumped) -> None:
+        if self._watchers[key]:
+            self._wanted_at.pop(key, None)  # the want was lost, not withdrawn: say it again
+        elif pumped.task is not None and not pumped.task.cancelling():  # a second cancel would disturb the release
+            pumped.task.cancel()
 
-    def _give_up_unwanted(self) -> None:
+    async def _say_wants(self) -> None:
         now = time.monotonic()
-        for key, wanted in list(self._wanted.items()):
-            if wanted.watchers <= 0 and wanted.until < now:
-                if wanted.task is None:
-                    del self._wanted[key]
-                elif not wanted.task.cancelling():  # a second cancel would disturb the release
-                    wanted.task.cancel()
+        due = [key for key in self._watchers if now - self._wanted_at.get(key, 0.0) > self._options.unwanted_s / 3]
+        if due and await self._asked(self._log.want(due), default=False) is not False:
+            self._wanted_at.update(dict.fromkeys(due, now))
+
+    async def _scan_for_ever(self) -> None:
+        pause_s = _SCAN_S
+        while True:
+            await asyncio.sleep(pause_s * random.uniform(0.9, 1.0))  # noqa: S311  (so that a fleet does not march)
+            found = await self._asked(self._log.scan(_CLAIMS))
+            pause_s = _SCAN_S
+            if found is None:
+                continue
+            soonest_s, orphans = found
+            random.shuffle(orphans)
+            for key in orphans:
+                self._start(key, orphan=True)
+            if soonest_s is not None:
+                pause_s = min(_SCAN_S, soonest_s + 0.005)
+
+    async def _asked(self, call: Any, *, default: Any = None) -> Any:
+        """A round trip that may fail: Redis away is noted, and its return too."""
+        try:
+            answer = await call
+        except StoreUnavailable:
+            self._away = True
+            return default
+        if self._away:
+            self._away = False
+            self._hold_until = time.monotonic() + self._options.lease_s
+        return answer

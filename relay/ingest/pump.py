@@ -51,6 +51,10 @@ class Pump:
     ) -> None:
         self.key = key
         self.lease: Lease | None = None
+        self.durable_seq = 0
+        """The last seq this pump knows to be in the log."""
+        self.decided = asyncio.Event()
+        """Set once it is known who owns the run: this pump, or another."""
         self._upstream = upstream
         self._log = log
         self._committer = committer
@@ -67,11 +71,6 @@ class Pump:
         self._scope: asyncio.Timeout | None = None
         self._say = telemetry.logger(run_id=key.run_id, upstream=key.upstream)
 
-    @property
-    def durable_seq(self) -> int:
-        """The last seq this pump knows to be in the log (or about to be)."""
-        return self._run.last_seq
-
     async def probe(self) -> None:
         """A reader has seen more of a sealed run than its log holds: read once what the upstream has behind its end."""
         claim = await self._log.claim(self.key, reopen=True)
@@ -83,16 +82,22 @@ class Pump:
             await self._seal()
 
     # --- for ever ---------------------------------------------------------------------------------------------------
-    async def run(self) -> None:
+    async def run(self) -> bool:
+        """Pump until the run is sealed (true), or until another owner is found at it (false)."""
         backoff = self._backoff()
+        seen_left_s: float | None = None
         while True:
             try:
                 claim = await self._log.claim(self.key)
-                if isinstance(claim, Claim):
-                    backoff = self._backoff()
-                    await self._owning(claim)
-                    return
-                await asyncio.sleep(min(claim, self._options.lease_s) + 0.01)
+                if not isinstance(claim, Claim):
+                    if seen_left_s is not None and claim > seen_left_s:
+                        self.decided.set()
+                        return False
+                    seen_left_s = await self._look_at_lease_again(claim)
+                    continue
+                backoff = self._backoff()
+                await self._owning(claim)
+                return True
             except (LogMoved, LeaseLost) as error:
                 self._say.info("pump.reclaim", reason=error.code)
             except StoreUnavailable:
@@ -100,6 +105,15 @@ class Pump:
                 backoff = backoff.failed()
             except TimeoutError:  # only `interrupt` ends the scope of `_owning` early
                 self._say.info("pump.reclaim", reason="interrupted")
+
+    async def _look_at_lease_again(self, left_s: float) -> float:
+        """Wait long enough to see whether another owner's lease is renewed: it may have died just now.
+
+        Returns what will be left of the lease if it was not, and a little more.
+        """
+        pause_s = min(left_s, self._options.lease_s / 3) + 0.05
+        await asyncio.sleep(pause_s)
+        return left_s - pause_s + 0.02
 
     def interrupt(self) -> None:
         """The run's state in Redis is not what this pump thinks: stop what it does, claim anew, resume from there."""
@@ -118,13 +132,16 @@ class Pump:
         self._begin(claim)
         if self.lease is None:
             return
-        self._say.info("pump.claimed", last_seq=claim.state.last_seq, primed=claim.state.primed)
-        await self._resume(primed=claim.state.primed)
+        self._say.info("pump.claimed", last_seq=claim.state.last_seq)
+        await self._prime()
+        await self._resume()
         await self._seal()
 
     def _begin(self, claim: Claim) -> None:
         """Start from what the log holds, and forget whatever was thought before."""
         self.lease = claim.lease
+        self.durable_seq = claim.state.last_seq
+        self.decided.set()
         self._fields = {}
         self._missing = self._unended = 0
         state = claim.state
@@ -133,10 +150,8 @@ class Pump:
         self._linger_until = time.monotonic() + self._options.linger_s if self._run.ended else None
 
     # --- resume -----------------------------------------------------------------------------------------------------
-    async def _resume(self, *, primed: bool) -> None:
+    async def _resume(self) -> None:
         """Connection after connection, until nothing more is awaited."""
-        if not primed:
-            await self._prime()
         backoff = self._backoff()
         while not self._over():
             before, opened_at = self._run.last_seq, time.monotonic()
@@ -246,13 +261,17 @@ class Pump:
         for part in _parts(events):
             await self._committer.append(Append(self.lease, at, part, fields))
             at = part[-1].seq if part else at
+            self.durable_seq = at
             fields = {}
         self._fields = {}
 
     # --- the end ----------------------------------------------------------------------------------------------------
     async def _ask_whether_ended(self) -> None:
         """GET run; if it says terminal and a drain brings no terminal event either, twice, the end is ours to write."""
-        self._asked_at = time.monotonic()
+        now = time.monotonic()
+        if self._missing and now - self._asked_at < _MISSING_PAUSE_S * 0.9:
+            return
+        self._asked_at = now
         try:
             answer = await self._upstream.ask(self._upstream.provider.get_run(self.key.run_id))
             status = str(self._upstream.provider.run(answer)["status"])

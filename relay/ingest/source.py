@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 import aiohttp
 
@@ -20,13 +21,18 @@ from relay.core.ids import RunKey
 from relay.core.sse import Decoder
 from relay.ingest.upstream import Upstream
 
+_PROPER_TAILS: Final = (b"", b"\n\n", b"\r\n", b"\r\r")
+"""A stream that ends between two blocks ends with a blank line. One that ends otherwise was cut, or its gateway wrote its
+own words into it before it closed it cleanly: either way it may lack events."""
+
 
 @dataclass(slots=True)
 class Ending:
     """How a connection ended."""
 
     reason: str
-    """eof, reset, stall, gone (404), busy (429), unauthorized, refused (anything else before the stream)…"""
+    """eof (between two blocks), junk (a clean end elsewhere), reset, stall; before the stream: gone (404), busy (429),
+    unauthorized, unreachable, refused (anything else)."""
     retry_after_s: float | None = None
 
 
@@ -39,6 +45,7 @@ class Source:
         self._key = key
         self._ask = upstream.provider.events(key.run_id, after_seq=after_seq, follow=follow)
         self._kind = "follow" if follow else "drain"
+        self._tail = b""
         self._decoder = Decoder(max_bytes=event_bytes)
 
     async def batches(self, patience_s: Callable[[], float | None] = lambda: None) -> AsyncGenerator[list[Draft]]:
@@ -52,7 +59,7 @@ class Source:
                         yield self._drafts(chunk)
                 finally:
                     open_streams.dec()
-            self.ending = Ending("eof")
+            self.ending = Ending("eof" if self._tail in _PROPER_TAILS else "junk")
         except RelayError as error:
             self.ending = Ending(_reason(error), error.retry_after_s)
         except TimeoutError:
@@ -62,6 +69,7 @@ class Source:
         telemetry.UPSTREAM_ENDS.labels(self._upstream.name, self.ending.reason).inc()
 
     def _drafts(self, chunk: bytes) -> list[Draft]:
+        self._tail = (self._tail + chunk)[-2:] if chunk else self._tail
         messages = self._decoder.feed(chunk)
         if not messages:
             return []

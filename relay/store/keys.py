@@ -32,6 +32,13 @@ class Keys:
     def leases(self, key: RunKey) -> str:
         return f"{self._tag(key)}:leases"
 
+    def wants(self, key: RunKey) -> str:
+        return f"{self._tag(key)}:wants"
+
+    def tags(self) -> list[str]:
+        """The first part of every key of each partition."""
+        return [f"{self.prefix}:{{p{partition:02d}}}" for partition in range(self.partitions)]
+
     def member(self, key: RunKey) -> str:
         """How a run is written inside the leases of its partition."""
         return f"{key.upstream}:{key.run_id}"

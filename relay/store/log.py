@@ -14,12 +14,15 @@ from typing import Any
 
 import msgspec
 
-from relay.core.errors import LeaseLost, LogMoved
+from relay.core.errors import LeaseLost, LogMoved, Unwanted
 from relay.core.events import Event
 from relay.core.ids import RunKey
 from relay.store.keys import Keys
 from relay.store.options import RetentionOptions
 from relay.store.redis import ScriptCall, Store
+
+_NAMES = 20_000
+"""How many runs' key names are remembered: making them takes a checksum and three formats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +78,16 @@ _STATE_FIELDS = ("last_seq", "status", "sealed", "primed", "contiguous", "floor"
 
 
 class Log:
-    def __init__(self, store: Store, keys: Keys, retention: RetentionOptions, lease_s: float) -> None:
+    def __init__(self, store: Store, keys: Keys, retention: RetentionOptions, *, lease_s: float, want_s: float) -> None:
         self.keys = keys
         self._store = store
         self._owner = secrets.token_urlsafe(12)
         self._lease_ms = int(lease_s * 1000)
+        self._want_ms = int(want_s * 1000)
         self._live_ms = int(retention.live_s * 1000)
         self._sealed_ms = int(retention.sealed_s * 1000)
         self._cap = retention.live_events
+        self._names: dict[RunKey, tuple[str, str, str]] = {}
 
     # --- the owner's side -------------------------------------------------------------------------------------------
     async def claim(self, key: RunKey, *, reopen: bool = False) -> Claim | float:
@@ -90,8 +95,8 @@ class Log:
 
         A sealed run is not claimed, unless it is to be reopened because the upstream may have more of it.
         """
-        keys = (self.keys.leases(key), self.keys.run(key), self.keys.log(key))
-        args = (self.keys.member(key), self._owner, self._lease_ms, self._live_ms, int(reopen))
+        keys = (self.keys.leases(key), self.keys.run(key), self.keys.log(key), self.keys.wants(key))
+        args = (self.keys.member(key), self._owner, self._lease_ms, self._live_ms, int(reopen), self._want_ms)
         answer = (await self._call("claim", [ScriptCall(self._store.scripts["claim"], keys, args)]))[0]
         if not answer[0]:
             return float(answer[1]) / 1000
@@ -101,7 +106,7 @@ class Log:
         fence = _text(answer[1])
         return Claim(Lease(key, self._owner, fence) if fence else None, state_of(fields, last_seq))
 
-    async def append(self, appends: Sequence[Append]) -> list[LogMoved | LeaseLost | Exception | None]:
+    async def append(self, appends: Sequence[Append]) -> list[Exception | None]:
         """One round trip for many runs. Per run: None (durable now) or why it was refused."""
         script = self._store.scripts["append"]
         calls = [ScriptCall(script, self._append_keys(one.lease.key), self._append_args(one)) for one in appends]
@@ -109,7 +114,12 @@ class Log:
         return [_refusal(answer, one.lease.key) for answer, one in zip(answers, appends, strict=True)]
 
     def _append_keys(self, key: RunKey) -> tuple[str, str, str]:
-        return self.keys.log(key), self.keys.run(key), self.keys.bell(key)
+        found = self._names.get(key)
+        if found is None:
+            if len(self._names) >= _NAMES:
+                self._names.clear()
+            found = self._names[key] = (self.keys.log(key), self.keys.run(key), self.keys.bell(key))
+        return found
 
     def _append_args(self, one: Append) -> list[str | bytes | int]:
         args: list[str | bytes | int] = [
@@ -124,21 +134,24 @@ class Log:
     async def seal(self, lease: Lease, *, prev: int, status: str) -> None:
         """The run is over. Raises LogMoved or LeaseLost."""
         key = lease.key
-        keys = (*self._append_keys(key), self.keys.leases(key))
+        keys = (*self._append_keys(key), self.keys.leases(key), self.keys.wants(key))
         args = (lease.owner, lease.fence, prev, self._sealed_ms, status, self.keys.member(key))
         answers = await self._store.call("seal", [ScriptCall(self._store.scripts["seal"], keys, args)])
         refusal = _refusal(answers[0], key)
         if refusal is not None:
             raise refusal
 
-    async def renew(self, leases: Sequence[tuple[Lease, int]]) -> dict[RunKey, LogMoved | LeaseLost | Exception | None]:
-        """Keep leases (each with the last seq its owner wrote), one call per partition, one round trip."""
+    async def renew(self, leases: Sequence[tuple[Lease, int]]) -> dict[RunKey, Exception | None]:
+        """Keep leases (each with the last seq its owner wrote), one call per partition, one round trip.
+
+        Per run: None, or LogMoved, LeaseLost, Unwanted (kept, but nobody wants it any more), StoreUnavailable.
+        """
         by_partition: dict[int, list[tuple[Lease, int]]] = defaultdict(list)
         for lease, last_seq in leases:
             by_partition[self.keys.partition(lease.key)].append((lease, last_seq))
         groups = list(by_partition.values())
         answers = await self._store.call("renew", [self._renew_call(group) for group in groups])
-        result: dict[RunKey, LogMoved | LeaseLost | Exception | None] = {}
+        result: dict[RunKey, Exception | None] = {}
         for group, answer in zip(groups, answers, strict=True):
             each = [answer] * len(group) if isinstance(answer, Exception) else answer
             for (lease, _), one in zip(group, each, strict=True):
@@ -146,19 +159,45 @@ class Log:
         return result
 
     def _renew_call(self, group: Sequence[tuple[Lease, int]]) -> ScriptCall:
-        keys = [self.keys.leases(group[0][0].key)]
+        keys = [self.keys.leases(group[0][0].key), self.keys.wants(group[0][0].key)]
         args: list[str | bytes | int] = [self._lease_ms, self._live_ms]
         for lease, last_seq in group:
             keys += (self.keys.run(lease.key), self.keys.log(lease.key))
             args += (self.keys.member(lease.key), lease.owner, lease.fence, last_seq)
         return ScriptCall(self._store.scripts["renew"], keys, args)
 
+    async def want(self, keys: Sequence[RunKey]) -> None:
+        """Somebody wants these runs pumped, for `want_s` from now; one call per partition, one round trip."""
+        groups: dict[str, list[str]] = defaultdict(list)
+        for key in keys:
+            groups[self.keys.wants(key)].append(self.keys.member(key))
+        script = self._store.scripts["want"]
+        calls = [
+            ScriptCall(script, (wants,), (self._want_ms, self._live_ms, *members)) for wants, members in groups.items()
+        ]
+        if calls:
+            await self._call("want", calls)
+
+    async def scan(self, most: int) -> tuple[float | None, list[RunKey]]:
+        """Wanted runs that nobody owns (up to `most` per partition), and the seconds until the next lease may end."""
+        script = self._store.scripts["scan"]
+        calls = [ScriptCall(script, (f"{tag}:wants", f"{tag}:leases"), (most,)) for tag in self.keys.tags()]
+        soonest: float | None = None
+        orphans: list[RunKey] = []
+        for answer in await self._store.call("scan", calls):
+            if isinstance(answer, Exception):
+                continue  # that part of Redis is away: the others are scanned all the same
+            if int(answer[0]) >= 0:
+                soonest = min(int(answer[0]) / 1000, soonest if soonest is not None else 1e9)
+            orphans += [RunKey(*_text(member).split(":", 1)) for member in answer[1:]]
+        return soonest, orphans
+
     async def release(self, leases: Sequence[Lease]) -> None:
         script = self._store.scripts["release"]
         calls = [
             ScriptCall(
                 script,
-                (self.keys.leases(one.key), self.keys.run(one.key)),
+                (self.keys.leases(one.key), self.keys.run(one.key), self.keys.bell(one.key)),
                 (self.keys.member(one.key), one.owner, one.fence),
             )
             for one in leases
@@ -202,12 +241,14 @@ def _event(entry: tuple[bytes, Any]) -> Event:
     return Event(int(stream_id[:-2]), fields[1].decode(), fields[3])
 
 
-def _refusal(answer: object, key: RunKey) -> LogMoved | LeaseLost | Exception | None:
+def _refusal(answer: object, key: RunKey) -> Exception | None:
     if isinstance(answer, Exception):
         return answer
     verdict = _text(answer)
     if verdict == "LOST":
         return LogMoved(f"the log of {key} does not end where its owner left it")
+    if verdict == "UNWANTED":
+        return Unwanted(f"nobody wants {key} any more")
     if verdict == "FENCED":
         return LeaseLost(f"another owner writes {key} now")
     return None

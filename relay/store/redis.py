@@ -6,28 +6,31 @@ about that (they carry `prev`). A blocked read would hold a pooled connection, s
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from importlib.resources import files
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from redis import exceptions
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from relay import telemetry
 from relay.core.errors import StartupError, StoreUnavailable
+from relay.store.nodes import Command, Node, nodes_of
 from relay.store.options import RedisOptions
 
 _AWAY: Final = (
-    "OOM", "READONLY", "MISCONF", "LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNKILLABLE"
+    "OOM", "READONLY", "MISCONF", "LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNKILLABLE",
+    "MOVED", "ASK",
 )  # fmt: skip
 """Error replies that mean "not now": nothing was written, trying again later is right."""
 
-SCRIPTS: Final = ("claim", "append", "seal", "renew", "release")
+_ELSEWHERE: Final = (exceptions.MovedError, exceptions.AskError, exceptions.ReadOnlyError, exceptions.ClusterDownError)
+"""Answers that say that the topology has changed."""
+
+SCRIPTS: Final = ("claim", "append", "seal", "renew", "release", "want", "scan")
 
 
 class Script:
@@ -42,20 +45,17 @@ class Script:
 class ScriptCall:
     """One call of a script, to be sent with others in one round trip."""
 
-    __slots__ = ("args", "keys", "script")
+    __slots__ = ("command", "keys")
 
     def __init__(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> None:
-        self.script = script
         self.keys = keys
-        self.args = args
+        self.command: Command = ("EVALSHA", script.sha, len(keys), *keys, *args)
 
 
 def away(error: BaseException) -> bool:
     """Whether Redis is away (rather than us being wrong)."""
     if isinstance(error, exceptions.ResponseError):
-        return str(error).startswith(_AWAY) or isinstance(
-            error, (exceptions.ReadOnlyError, exceptions.OutOfMemoryError, exceptions.BusyLoadingError)
-        )
+        return str(error).startswith(_AWAY) or isinstance(error, (*_ELSEWHERE, exceptions.OutOfMemoryError))
     return isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError, TimeoutError))
 
 
@@ -103,101 +103,145 @@ class Bells:
 
 
 class Store:
-    """Commands and scripts against one Redis. Raises StoreUnavailable when it is away."""
+    """Commands and scripts against one Redis, wherever its parts are. Raises StoreUnavailable when it is away."""
 
     def __init__(self, url: str, options: RedisOptions) -> None:
         self.url = url
-        self._pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=32,
-            timeout=options.timeout_s,
-            socket_timeout=options.timeout_s,
-            socket_connect_timeout=options.timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
-        self._redis = Redis(connection_pool=self._pool)
+        self._nodes = nodes_of(url, options)
+        self._stale = True
+        """Whether to look at the topology before the next round trip."""
         self.scripts = {name: Script(name) for name in SCRIPTS}
 
     async def check(self) -> None:
-        """Fail, in one clear line, on a Redis that cannot do the job; load the scripts."""
+        """Fail, in one clear line, on a Redis that cannot do the job; load the scripts. StoreUnavailable: not yet."""
         where = shown(self.url)
         try:
-            await cast(Any, self._redis.ping())
-            await self._load()
+            await self._nodes.refresh()
+            self._stale = False
+            for node in self._nodes.every():
+                await self._load(node)
+                await self._check_eviction(node)
         except exceptions.AuthenticationError as error:
             raise StartupError(f"redis.url: {where} refused our credentials") from error
-        except exceptions.RedisError as error:
+        except (exceptions.RedisError, OSError, TimeoutError) as error:
+            if away(error):
+                raise StoreUnavailable(f"redis.url: {where} cannot be reached: {error}", retry_after_s=1.0) from error
             raise StartupError(f"redis.url: {where} cannot be used: {error}") from error
-        except OSError as error:
-            raise StartupError(f"redis.url: {where} cannot be reached: {error}") from error
-        await self._check_eviction(where)
 
     async def ping(self) -> None:
-        await self.run("ping", [("PING",)])
+        """Raises StoreUnavailable unless every server answers."""
+        await self._look()
+        for node in self._nodes.every():
+            await self._execute(node, [("PING",)], "ping")
 
-    async def _check_eviction(self, where: str) -> None:
+    async def _check_eviction(self, node: Node) -> None:
         try:
-            config = await self._redis.config_get("maxmemory-policy")
-        except exceptions.RedisError:
-            telemetry.logger(redis=where).warning(
-                "redis.config_hidden", hint="make sure maxmemory-policy is noeviction"
+            config = await node.client.config_get("maxmemory-policy")
+        except exceptions.ResponseError:
+            telemetry.logger(redis=shown(self.url)).warning(
+                "redis.config_hidden", hint="maxmemory-policy must be noeviction"
             )
             return
         policy = config.get("maxmemory-policy", "noeviction")
         if policy != "noeviction":
             raise StartupError(
-                f"redis.url: {where} has maxmemory-policy {policy}: it would silently drop parts of the event log; "
-                "set it to noeviction"
+                f"redis.url: {shown(self.url)} has maxmemory-policy {policy}: it would silently drop parts of the event "
+                "log; set it to noeviction"
             )
 
-    async def _load(self) -> None:
-        pipe = self._redis.pipeline(transaction=False)
+    async def _load(self, node: Node) -> None:
+        pipe = node.client.pipeline(transaction=False)
         for script in self.scripts.values():
             pipe.script_load(script.text)
         await pipe.execute()
 
-    async def run(self, what: str, commands: Sequence[tuple[str | bytes | int, ...]]) -> list[Any]:
-        """Plain commands in one round trip; the answers in order. Raises for the first one that failed."""
-        pipe = self._redis.pipeline(transaction=False)
-        for command in commands:
-            pipe.execute_command(*command)
-        return await self._execute(pipe, what, raising=True)
+    async def run(self, what: str, commands: Sequence[Command]) -> list[Any]:
+        """Plain commands (the key is their second word), one round trip per server; the answers in order.
+
+        Raises for the first one that failed.
+        """
+        answers = await self._spread(
+            what, [(str(command[1]) if len(command) > 1 else "", command) for command in commands]
+        )
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise translated(answer, what) from answer
+        return answers
 
     async def call(self, what: str, calls: Sequence[ScriptCall]) -> list[Any]:
-        """Script calls in one round trip. An answer may be an exception: each run stands for itself."""
-        answers = await self._send(what, calls)
+        """Script calls, one round trip per server. An answer may be an exception: each run stands for itself."""
+        commands: list[tuple[str, Command]] = [(call.keys[0], call.command) for call in calls]
+        answers = await self._spread(what, commands)
         unknown = [i for i, answer in enumerate(answers) if isinstance(answer, exceptions.NoScriptError)]
-        if unknown:  # the server was restarted or its scripts flushed; none of these calls did anything
-            await self._load_again(what)
-            for i, answer in zip(unknown, await self._send(what, [calls[i] for i in unknown]), strict=True):
+        if unknown:  # a server was restarted or its scripts flushed; none of these calls did anything
+            await self._load_again({self._nodes.of(commands[i][0]) for i in unknown}, what)
+            again = await self._spread(what, [commands[i] for i in unknown])
+            for i, answer in zip(unknown, again, strict=True):
                 answers[i] = answer
         return [translated(answer, what) if isinstance(answer, Exception) else answer for answer in answers]
 
-    async def _load_again(self, what: str) -> None:
+    async def _load_again(self, nodes: set[Node], what: str) -> None:
         try:
-            await self._load()
-        except (exceptions.RedisError, OSError) as error:
-            raise translated(error, what) from error
-
-    async def _send(self, what: str, calls: Sequence[ScriptCall]) -> list[Any]:
-        pipe = self._redis.pipeline(transaction=False)
-        for call in calls:
-            pipe.execute_command("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
-        return await self._execute(pipe, what, raising=False)
-
-    async def _execute(self, pipe: Any, what: str, *, raising: bool) -> list[Any]:
-        try:
-            answers = await pipe.execute(raise_on_error=raising)
+            for node in nodes:
+                await self._load(node)
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             raise translated(error, what) from error
-        return cast(list[Any], answers)
 
-    def bells(self) -> Bells:
-        """A connection outside the pool, for subscriptions: its reads may wait for ever."""
-        kwargs = {**self._pool.connection_kwargs, "socket_timeout": None}
-        return Bells(self._pool.connection_class(**kwargs))
+    async def _spread(self, what: str, keyed: Sequence[tuple[str, Command]]) -> list[Any]:
+        """Send each command to the server that holds its key; an answer may be redis-py's exception."""
+        await self._look()
+        groups: dict[Node, list[int]] = {}
+        for i, (key, _) in enumerate(keyed):
+            groups.setdefault(self._nodes.of(key), []).append(i)
+        if len(groups) == 1:  # the common case needs no tasks
+            return await self._execute(next(iter(groups)), [command for _, command in keyed], what)
+        answers: list[Any] = [None] * len(keyed)
+        async with asyncio.TaskGroup() as tasks:
+            for node, places in groups.items():
+                tasks.create_task(self._fill(answers, places, node, [keyed[i][1] for i in places], what))
+        return answers
+
+    async def _fill(
+        self, answers: list[Any], places: Sequence[int], node: Node, commands: Sequence[Command], what: str
+    ) -> None:
+        """One server's share: that it is away is the answer for its own runs, not for the others."""
+        try:
+            found = await self._execute(node, commands, what)
+        except StoreUnavailable as error:
+            found = [error] * len(places)
+        for i, answer in zip(places, found, strict=True):
+            answers[i] = answer
+
+    async def _look(self) -> None:
+        if not self._stale:
+            return
+        try:
+            await self._nodes.refresh()
+        except (exceptions.RedisError, OSError, TimeoutError) as error:
+            raise translated(error, "topology") from error
+        self._stale = False
+
+    async def _execute(self, node: Node, commands: Sequence[Command], what: str) -> list[Any]:
+        try:
+            answers = await node.exchange(commands)
+        except (exceptions.RedisError, OSError, TimeoutError) as error:
+            self._stale = True
+            raise translated(error, what) from error
+        if any(isinstance(answer, _ELSEWHERE) for answer in answers):
+            self._stale = True
+        return answers
+
+    def node_of(self, key: str) -> Node | None:
+        """Where a key (or a channel) lives, as far as is known; None while nothing is."""
+        try:
+            return self._nodes.of(key)
+        except exceptions.RedisError:
+            return None
+
+    async def look_again(self) -> None:
+        """The topology may have changed: look at it now. Raises StoreUnavailable."""
+        self._stale = True
+        await self._look()
 
     async def close(self) -> None:
-        await self._redis.aclose()
-        await self._pool.disconnect()
+        await self._nodes.close()

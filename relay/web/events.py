@@ -7,7 +7,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from relay.core.cursor import count_of, cursor_of, flag_of, number_of
-from relay.core.errors import NotAcceptable
+from relay.core.errors import NotAcceptable, UpstreamUnavailable
 from relay.core.filters import types_of
 from relay.core.ids import checked_id
 from relay.core.wires import Form, Wire
@@ -45,7 +45,9 @@ class Events:
         key = await the_run(request, self._directory)
         async with self._hub.topic(key) as topic:
             if not ask.follow or form is None:
-                await _primed(topic, max(_PRIMED_S, ask.wait_s))
+                primed = await self._hub.primed(topic, max(_PRIMED_S, ask.wait_s))
+                if not primed and form is not None:  # a proper end would say that this is all there is
+                    raise UpstreamUnavailable("the upstream's events cannot be read at the moment", retry_after_s=2.0)
             await self._hub.settle(topic, ask.cursor)
             if form is None:
                 return await self._page(topic, ask)
@@ -112,11 +114,3 @@ def form_of(request: web.Request) -> Form | None:
 def _nothing_left(request: web.Request, topic: Topic, cursor: int) -> bool:
     """An EventSource that comes back after the end: only a 204 stops it."""
     return bool(request.headers.get("Last-Event-ID")) and topic.sealed and cursor >= topic.state.last_seq
-
-
-async def _primed(topic: Topic, within_s: float) -> None:
-    """Wait until the log holds what the upstream had when the run was first asked for."""
-    waited = 0.0
-    while not (topic.state.primed or topic.state.sealed) and waited < within_s:
-        await topic.changed(0.5)
-        waited += 0.5

@@ -47,6 +47,9 @@ class Wanted:
     async def probe(self, key: RunKey) -> None:
         self.probed.append(key)
 
+    async def decided(self, key: RunKey) -> None:
+        return
+
 
 class CountingLog(Log):
     reads = 0
@@ -93,7 +96,7 @@ async def _bench(stack: AsyncExitStack, redis_url: str, options: FanoutOptions) 
     store = Store(redis_url, RedisOptions(prefix=prefix))
     stack.push_async_callback(store.close)
     await store.check()
-    log = CountingLog(store, Keys(prefix, 8), RetentionOptions(), 3.0)
+    log = CountingLog(store, Keys(prefix, 8), RetentionOptions(), lease_s=3.0, want_s=60.0)
     wanted = Wanted()
     hub = Hub(store, log, wanted, options)
     tasks = await stack.enter_async_context(asyncio.TaskGroup())

@@ -17,7 +17,7 @@ from relay.store.embedded import EmbeddedServer
 from relay.store.keys import Keys
 from relay.store.log import Append, Claim, Lease, Log
 from relay.store.options import RedisOptions, RetentionOptions
-from relay.store.redis import Store
+from relay.store.redis import Bells, Store
 
 KEY = RunKey("main", "r1")
 
@@ -54,7 +54,7 @@ async def _bench(url: str, *, retention: RetentionOptions | None = None, lease_s
     store = Store(url, RedisOptions(prefix=prefix))
     await store.check()
     keys = Keys(prefix, 64)
-    logs = [Log(store, keys, retention or RetentionOptions(), lease_s) for _ in range(2)]
+    logs = [Log(store, keys, retention or RetentionOptions(), lease_s=lease_s, want_s=60.0) for _ in range(2)]
     return Bench(store, logs[0], logs[1], sync_redis.Redis.from_url(url), prefix)
 
 
@@ -277,7 +277,9 @@ async def test_a_server_that_evicts_is_refused(own_redis: EmbeddedServer) -> Non
 
 
 async def test_bells_ring_for_events_and_for_the_seal(bench: Bench) -> None:
-    bells = bench.store.bells()
+    node = bench.store.node_of(bench.one.keys.bell(KEY))
+    assert node is not None
+    bells = Bells(node.bare_connection())
     await bells.connect()
     channel = bench.one.keys.bell(KEY)
     await bells.send("SSUBSCRIBE", channel)

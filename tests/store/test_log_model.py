@@ -43,7 +43,7 @@ class LogMachine(RuleBasedStateMachine):
         self._store = Store(self.server.url, RedisOptions(prefix=f"m{secrets.token_hex(4)}"))
         keys = Keys(self._store_prefix(), 4)
         # A lease of a millisecond is always over by the next claim: who may write is decided by the fence alone.
-        self._logs = [Log(self._store, keys, RetentionOptions(), 0.001) for _ in range(2)]
+        self._logs = [Log(self._store, keys, RetentionOptions(), lease_s=0.001, want_s=60.0) for _ in range(2)]
         self._leases: list[Lease | None] = [None, None]
         self._good: Lease | None = None
         self._log: list[int] = []

@@ -1,15 +1,22 @@
 -- Take the right to write a run: a new fence, higher than every one before, for an owner's random token.
--- KEYS leases, run, log.  ARGV member, owner, lease_ms, live_ms, reopen.
+-- KEYS leases, run, log, wants.  ARGV member, owner, lease_ms, live_ms, reopen, want_ms.
+-- Whoever claims wants the run: that is noted too, also if another owner is at it.
 -- Answers {1, fence, last_seq, run hash as a flat list} or {0, ms until the present lease ends}. The fence is empty, and
 -- nothing was written, for a sealed run that is to stay so.
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+-- An operator's XDEL at the end (or of everything) leaves a stream that refuses the seqs its log needs next.
+local stream = redis.call('EXISTS', KEYS[3]) == 1 and redis.call('XLEN', KEYS[3])
+if stream == 0 then redis.call('DEL', KEYS[3]) end
 local held = redis.call('HMGET', KEYS[2], 'owner', 'fence', 'sealed')
 local last = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)
 local last_seq = last[1] and string.match(last[1][1], '^(%d+)-') or '0'
 if held[3] == '1' and last_seq ~= '0' and ARGV[5] ~= '1' then
+  redis.call('ZREM', KEYS[4], ARGV[1])
   return {1, '', last_seq, redis.call('HGETALL', KEYS[2])}
 end
+redis.call('ZADD', KEYS[4], 'GT', now_ms + ARGV[6], ARGV[1])
+redis.call('PEXPIRE', KEYS[4], ARGV[4])
 local expiry = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if expiry and held[1] and held[1] ~= ARGV[2] and tonumber(expiry) > now_ms then
   return {0, tonumber(expiry) - now_ms}
@@ -18,6 +25,9 @@ end
 local fence = math.max((tonumber(held[2]) or 0) + 1, time[1] * 1000000 + time[2])
 local fence_text = string.format('%.0f', fence)
 redis.call('HSET', KEYS[2], 'owner', ARGV[2], 'fence', fence_text)
+-- What the log held when an earlier owner looked says nothing of now.
+redis.call('HDEL', KEYS[2], 'primed')
+if last[1] then redis.call('XSETID', KEYS[3], last[1][1]) end
 redis.call('ZADD', KEYS[1], now_ms + ARGV[3], ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])

@@ -1,5 +1,5 @@
 -- The run is over and nothing more is awaited: the only thing that makes "no more ever" true. Retention starts here.
--- KEYS log, run, bell, leases.  ARGV owner, fence, prev, sealed_ms, status, member.
+-- KEYS log, run, bell, leases, wants.  ARGV owner, fence, prev, sealed_ms, status, member.
 -- Answers as append does.
 local held = redis.call('HMGET', KEYS[2], 'owner', 'fence')
 if not held[1] then return 'LOST' end
@@ -11,6 +11,7 @@ if last_id ~= ARGV[3] .. '-0' then return 'LOST' end
 redis.call('HSET', KEYS[2], 'sealed', '1', 'primed', '1', 'status', ARGV[5], 'last_seq', ARGV[3])
 redis.call('HDEL', KEYS[2], 'owner')
 redis.call('ZREM', KEYS[4], ARGV[6])
+redis.call('ZREM', KEYS[5], ARGV[6])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
 redis.call('SPUBLISH', KEYS[3], 'sealed')

@@ -1,0 +1,158 @@
+"""Hearing bells: one bare pub/sub connection per server that holds a followed run, whatever the topology.
+
+A channel's connection is the one of the server that holds its slot. When a connection breaks, or a server says that a
+channel lives elsewhere, the topology is looked at again and its channels are subscribed where they live now. Every
+acknowledged subscription is reported like a bell: it is the moment from which on nothing can be missed. Bells that were
+lost meanwhile are the position check's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from relay import telemetry
+from relay.core.errors import StoreUnavailable
+from relay.store.redis import Bells, Store
+
+_PING_S = 5.0
+_DEAD_S = 12.0
+"""A connection that answers no ping for this long is dead, whatever TCP says."""
+_AGAIN_S = 0.25
+
+Heard = Callable[[bytes, bytes | None], None]
+"""Called with a channel and the bell's payload; None for the acknowledgement of a subscription."""
+
+
+class Ear:
+    """The connection to one server and the channels it should hear. Ends, with an error, when the connection does."""
+
+    def __init__(self, connection: Bells, heard: Heard) -> None:
+        self.channels: set[bytes] = set()
+        self._connection = connection
+        self._heard = heard
+        self._unsaid: list[tuple[str, bytes]] = []
+        self._speak_up = asyncio.Event()
+
+    def subscribe(self, channel: bytes) -> None:
+        self.channels.add(channel)
+        self._say("SSUBSCRIBE", channel)
+
+    def unsubscribe(self, channel: bytes) -> None:
+        if channel in self.channels:
+            self.channels.discard(channel)
+            self._say("SUNSUBSCRIBE", channel)
+
+    def _say(self, command: str, channel: bytes) -> None:
+        self._unsaid.append((command, channel))
+        self._speak_up.set()
+
+    async def run(self) -> None:
+        """Until the connection breaks or a channel turns out to live elsewhere: raises StoreUnavailable."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await self._connection.connect()
+                speaking = tasks.create_task(self._speak(), name="bell speaker")
+                await self._listen()
+                speaking.cancel()
+        except* (StoreUnavailable, TimeoutError) as errors:
+            raise StoreUnavailable("the bells fell silent") from errors
+        finally:
+            await self._connection.close()
+
+    async def _listen(self) -> None:
+        while True:
+            async with asyncio.timeout(_DEAD_S):
+                message = await self._connection.read()
+            if not isinstance(message, list) or len(message) < 3:
+                continue
+            kind, channel, payload = message[:3]
+            if kind == b"smessage":
+                self._heard(channel, payload)
+            elif kind == b"ssubscribe":
+                self._heard(channel, None)
+            elif kind == b"sunsubscribe" and channel in self.channels:
+                raise StoreUnavailable("this server no longer holds a channel we asked for")
+
+    async def _speak(self) -> None:
+        """Send what was asked for; a ping when nothing was."""
+        while True:
+            unsaid, self._unsaid = self._unsaid, []
+            self._speak_up.clear()
+            for command, channel in unsaid:
+                await self._connection.send(command, channel)
+            try:
+                async with asyncio.timeout(_PING_S):
+                    await self._speak_up.wait()
+            except TimeoutError:
+                await self._connection.send("PING")
+
+
+class BellListener:
+    """All ears of this process."""
+
+    def __init__(self, store: Store, heard: Heard) -> None:
+        self._store = store
+        self._heard = heard
+        self._channels: dict[bytes, str | None] = {}
+        """Every channel, and the name of the server whose ear hears it; None while none does."""
+        self._ears: dict[str, Ear] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._homeless = asyncio.Event()
+
+    def add(self, channel: bytes) -> None:
+        self._channels[channel] = None
+        self._place(channel)
+
+    def remove(self, channel: bytes) -> None:
+        name = self._channels.pop(channel, None)
+        ear = self._ears.get(name) if name is not None else None
+        if ear is not None:
+            ear.unsubscribe(channel)
+
+    async def run(self) -> None:
+        """For ever: find a home for channels that have none."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            for channel in self._channels:
+                self._place(channel)
+            while True:
+                await self._homeless.wait()
+                self._homeless.clear()
+                await asyncio.sleep(_AGAIN_S)
+                await self._look_again()
+                for channel in [channel for channel, name in self._channels.items() if name is None]:
+                    self._place(channel)
+
+    async def _look_again(self) -> None:
+        try:
+            await self._store.look_again()
+        except StoreUnavailable:
+            self._homeless.set()
+
+    def _place(self, channel: bytes) -> None:
+        if self._tasks is None:
+            return  # `run` places everything when it starts
+        node = self._store.node_of(channel.decode())
+        if node is None:
+            self._homeless.set()
+            return
+        ear = self._ears.get(node.name)
+        if ear is None:
+            ear = self._ears[node.name] = Ear(Bells(node.bare_connection()), self._heard)
+            self._tasks.create_task(self._keep(node.name, ear), name="bell listener")
+        self._channels[channel] = node.name
+        ear.subscribe(channel)
+
+    async def _keep(self, name: str, ear: Ear) -> None:
+        try:
+            await ear.run()
+        except StoreUnavailable as error:
+            telemetry.STORE_ERRORS.labels("bells").inc()
+            telemetry.logger().warning("bells.lost", server=name.rpartition("@")[2], reason=str(error.message))
+        finally:
+            del self._ears[name]
+            for channel in ear.channels:
+                if self._channels.get(channel) == name:
+                    self._channels[channel] = None
+            self._homeless.set()
