@@ -1,6 +1,6 @@
 """A backend that follows one run straight from Redis, by the contract in docs/log.md. Needs only redis-py.
 
-    python examples/read_log.py redis://127.0.0.1:6379 main RUN_ID
+python examples/read_log.py redis://127.0.0.1:6379 main RUN_ID
 """
 
 import sys

@@ -123,6 +123,7 @@ class App:
         runner = web.AppRunner(
             app,
             access_log=None,
+            logger=telemetry.server_logger(),
             shutdown_timeout=self.settings.server.drain_s,
             max_line_size=head,
             max_field_size=head,

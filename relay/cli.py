@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import secrets
 import signal
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from relay import __version__
-from relay.core.errors import ConfigError, RelayError, StartupError
+from relay.core.errors import ConfigError, InvalidRequest, RelayError, StartupError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
-    except ConfigError as error:
+    except (ConfigError, InvalidRequest) as error:
         return _complain(error, 2)
     except RelayError as error:
         return _complain(error, 1)
@@ -48,7 +49,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _serve_arguments(commands.add_parser("serve", help="run the relay"))
     _check_arguments(commands.add_parser("check", help="validate the configuration and print what is in force"))
-    _watch_arguments(commands.add_parser("watch", help="show one run live in the terminal, resuming by itself"))
+    _watch_arguments(
+        commands.add_parser(
+            "watch",
+            help="show one run live in the terminal, resuming by itself",
+            description="Show one run live, resuming by itself. Exits 0 once the run is over, however it ended: a failed "
+            "run has been watched well too, and its status is printed. Exits 1 if the relay refuses to show it.",
+        )
+    )
     _demo_arguments(commands.add_parser("demo", help="everything at once: an upstream, the relay, a run, a dashboard"))
     _token_arguments(commands.add_parser("token", help="make an API key, or a viewer token"))
     return parser
@@ -158,7 +166,7 @@ def _watch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from relay.watch import WatchOptions, watch
+    from relay.watch import WatchOptions, run
 
     wanted = WatchOptions(
         url=options.url,
@@ -169,7 +177,7 @@ def _watch(options: argparse.Namespace) -> int:
         types=options.types,
         color=options.color,
     )
-    return run_loop(watch(wanted, sys.stdout))
+    return run(wanted, sys.stdout)
 
 
 # --- demo ------------------------------------------------------------------------------------------------------------
@@ -206,6 +214,8 @@ def _token_key(options: argparse.Namespace) -> int:
 
     from relay.web.admit import hash_of
 
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", options.name):
+        raise ConfigError("NAME: 1 to 64 of A-Z a-z 0-9 . _ -")
     key = f"rk_{secrets.token_urlsafe(32)}"
     print(f"key (give it to {options.name}; it is not kept anywhere):\n  {key}\n\nfor auth.keys:")
     print(yaml.safe_dump([{"name": options.name, "hash": hash_of(key)}], sort_keys=False), end="")

@@ -102,7 +102,7 @@ def set_up_log(options: LogOptions) -> None:
     """Called once, before anything logs. Writes to stderr, so that stdout stays for what a command prints."""
     console = options.format == "console" or (options.format == "auto" and sys.stderr.isatty())
     render: list[Any] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_dumps)]
     )
@@ -119,6 +119,24 @@ def set_up_log(options: LogOptions) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=max(level, logging.WARNING), format='{"level":"%(levelname)s","event":"%(message)s"}')
+
+
+class _NoTraceback(logging.Filter):
+    """What no HTTP parser can read is the client's doing: one line, the kind of trouble, nothing of what was sent."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[0] is not None:
+            record.msg, record.args = "a request could not be read: %s", (record.exc_info[0].__name__,)
+            record.exc_info = record.exc_text = None
+        return True
+
+
+def server_logger() -> logging.Logger:
+    """What aiohttp's server may complain to."""
+    log = logging.getLogger("relay.http")
+    if not log.filters:
+        log.addFilter(_NoTraceback())
+    return log
 
 
 def _dumps(value: object, **_: object) -> str:

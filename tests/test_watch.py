@@ -19,6 +19,7 @@ from relay import watch as watching
 from relay.core.backoff import Backoff
 from relay.core.errors import ConfigError
 from relay.watch import WatchOptions, watch
+from relay.watch.margin import Margin
 
 RUN = "run_1"
 Turn = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
@@ -403,6 +404,22 @@ async def test_a_terminal_gets_colours_and_the_remarks_too(script: Script, monke
     assert "\x1b[" in out.getvalue()
     assert "resuming after seq 1" in out.getvalue()
     assert err.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("pieces", "shown"),
+    [
+        (["one two ", "three four"], "one two \nthree four"),
+        (["one two", " ", "three"], "one two \nthree"),
+        (["one\n", "two three four"], "one\ntwo three \nfour"),
+        (["a ", "longerthanaline b"], "a \nlongerthanaline b"),
+        (["日本語 日本語"], "日本語 \n日本語"),
+        (["1234567890 x"], "1234567890\nx"),
+    ],
+)
+def test_a_terminals_lines_break_between_words(pieces: list[str], shown: str) -> None:
+    margin = Margin()
+    assert "".join(margin.fit(piece, 10) for piece in pieces) == shown
 
 
 # --- options and ends -----------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ class RelayError(Exception):
         self.code = code or type(self).code
         self.details = details
         self.retry_after_s = retry_after_s
+        if retry_after_s is None and self.status in (429, 503):
+            self.retry_after_s = 2.0  # "not now" must always say when to come back
 
 
 # --- the caller's fault: trying again unchanged is useless ---------------------------------------------------------

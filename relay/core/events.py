@@ -7,10 +7,10 @@ immutable and carries its native JSON as bytes, so that nobody down the road enc
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Final
 
 import msgspec
-import orjson
 
 MAX_SEQ: Final = 2**63 - 1
 
@@ -61,23 +61,42 @@ def is_final(kind: str, data: object) -> bool:
 
 
 def encode(body: object) -> bytes:
-    """One line of JSON. What orjson refuses (lone surrogates, huge integers) the standard library writes escaped."""
+    """One line of JSON. Lone surrogates are written escaped. Raises ValueError for what is nested too deeply."""
     try:
-        return orjson.dumps(body)
-    except TypeError:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError:
         return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def decode(data: bytes) -> Any:
-    """Any JSON value; raises ValueError. Falls back to the slow reader for what orjson refuses but JSON allows."""
+    """Any JSON value, every number as it was; raises ValueError.
+
+    What the fast reader refuses but JSON allows (lone surrogates), and bytes that are not all UTF-8, the standard
+    library reads.
+    """
     try:
-        return orjson.loads(data)
-    except ValueError:
-        try:
-            return json.loads(data.decode("utf-8", "replace"), parse_constant=_refuse_constant)
-        except RecursionError as error:
-            raise ValueError("nested too deeply") from error
+        return msgspec.json.decode(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _slowly(data.decode("utf-8", "replace"))
 
 
-def _refuse_constant(name: str) -> object:
+def _slowly(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _refuse(name: str) -> object:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number beyond what a double can hold")
+    return number

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from relay.core.events import FINAL_STATUS, MOVING_STATUS, TERMINAL, Draft, Event, encode, is_final
 
@@ -87,7 +87,15 @@ class Run:
             self.ended_at = body.get("created_at")
         elif not self.ended and not _is_nested(body.get("data")):
             self.status = MOVING_STATUS.get(draft.type, self.status)
-        return Event(seq, draft.type, encode(body))
+        return Event(seq, draft.type, _encoded(body))
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    try:
+        return encode(body)
+    except ValueError:  # deeper than can be written: the seq must not be lost for it
+        kept = {name: value for name, value in body.items() if isinstance(value, str | int)}
+        return encode({**kept, "data": {"undecodable": True}})
 
 
 def _is_nested(data: object) -> bool:

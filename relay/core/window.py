@@ -28,6 +28,8 @@ class Slice(NamedTuple):
     """The reader's cursor afterwards: filtered events count as seen."""
     sent: int
     """How many events `data` holds."""
+    told: int
+    """The seq of the last of them, which the client would resume from; 0 if there are none."""
 
 
 def cut(events: Sequence[Event], wire: Wire, types: Types | None, max_bytes: int) -> Slice:
@@ -39,7 +41,8 @@ def cut(events: Sequence[Event], wire: Wire, types: Types | None, max_bytes: int
         if size >= max_bytes:
             break
     wanted = [event for event in events[:stop] if types is None or types.allows(event.type)]
-    return Slice(wire.events(wanted), events[stop - 1].seq, len(wanted))
+    told = wanted[-1].seq if wanted else 0
+    return Slice(wire.events(wanted), events[stop - 1].seq, len(wanted), told)
 
 
 class Window:

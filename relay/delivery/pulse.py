@@ -18,18 +18,25 @@ class Pulse:
     def __init__(self, most: int) -> None:
         self._most = most
         self._streams: set[Stream] = set()
+        self._taken = 0
         self._draining = False
 
     @property
     def count(self) -> int:
         return len(self._streams)
 
-    def admit(self) -> None:
-        """Called before the 200 of a stream. Raises Overloaded: a full house refuses, it never evicts."""
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Holds a stream's place from before its 200. Raises Overloaded: a full house refuses, it never evicts."""
         if self._draining:
             raise Overloaded(DRAIN.text, code="relay.draining", retry_after_s=_jitter(1, 3))
-        if len(self._streams) >= self._most:
+        if self._taken >= self._most:
             raise Overloaded("too many open streams", retry_after_s=_jitter(2, 10))
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
 
     @contextmanager
     def beating(self, stream: Stream, wire: str) -> Iterator[None]:

@@ -148,7 +148,7 @@ class Stream:
         part = sub.take()
         if part is not None and part.data:
             connection.write(part.data)
-            self._told = part.upto
+            self._told = part.told
             self._written += len(part.data)
             self._uncounted += part.sent
         # Behind the window, more than one slice, or the end: all of it is the task's.
@@ -205,7 +205,7 @@ class Stream:
             self._told = self._sub.cursor
         elif part.data:
             self._put(part.data)
-            self._told = part.upto
+            self._told = part.told
             self._delivered.inc(part.sent)
 
     def _put(self, data: bytes) -> None:

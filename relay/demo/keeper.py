@@ -92,6 +92,7 @@ class RelayOptions:
             "UPSTREAMS__0__BASE_URL": self.upstream,
             "UPSTREAMS__0__TOKEN": self.token,
             "INGEST__LINGER_S": "2",  # the demo's titles come 0.4 s after the end
+            "INGEST__LEASE_S": "1",  # how long the next relay waits for a killed one's runs; a fleet wants more calm
             "LOG__LEVEL": "warning",
             "LOG__FORMAT": "json",
         }

@@ -39,6 +39,7 @@ ACTS = {
 }
 """The runs of runs.py in the order they are shown, for ever."""
 THREAD = "demo"
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PAUSE_S = 3.0
 _CREATE_S = 90.0
 """How long a new run may take to be accepted: a relay that was killed in the middle comes back well within it."""
@@ -93,7 +94,7 @@ def _recorded(path: Path) -> Script:
 
 @contextlib.contextmanager
 def _ending(task: asyncio.Task[int]) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end the task once; gives the signals that came. Further ones must not disturb the ending."""
+    """Ctrl-C, SIGTERM and a closed terminal end the task once; later ones do not disturb that. Gives what came."""
     told: list[int] = []
 
     def tell(number: int) -> None:
@@ -102,12 +103,12 @@ def _ending(task: asyncio.Task[int]) -> Iterator[list[int]]:
         told.append(number)
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _ENDING:
         loop.add_signal_handler(number, tell, number)
     try:
         yield told
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _ENDING:
             loop.remove_signal_handler(number)
 
 

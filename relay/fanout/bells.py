@@ -51,7 +51,8 @@ class Ear:
         """Until the connection breaks or a channel turns out to live elsewhere: raises StoreUnavailable."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                await self._connection.connect()
+                async with asyncio.timeout(_DEAD_S):
+                    await self._connection.connect()
                 speaking = tasks.create_task(self._speak(), name="bell speaker")
                 await self._listen()
                 speaking.cancel()

@@ -16,7 +16,7 @@ from yarl import URL
 
 from relay import telemetry
 from relay.core.errors import RelayError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
-from relay.core.events import decode
+from relay.core.events import decode, encode
 from relay.ingest.options import IngestOptions, UpstreamOptions
 from relay.providers.contract import Ask, Provider
 
@@ -33,6 +33,7 @@ class Upstream:
         self._base = options.base_url.rstrip("/")
         self._session = session
         self._credentials = provider.authorization(options.token.value) if options.token else {}
+        self._token = options.token.value if options.token else ""
         self._connect_s = ingest.connect_timeout_s
         self._stall_s = ingest.stall_s
 
@@ -42,7 +43,7 @@ class Upstream:
             async with asyncio.timeout(self._connect_s * 3), self._request(ask) as response:
                 answer = await _json(response)
                 if response.status >= 300:
-                    raise self.provider.error(response.status, response.headers, answer)
+                    raise self._refusal(response, answer)
                 if answer is None:
                     raise UpstreamError("the upstream's answer is not JSON")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -67,12 +68,21 @@ class Upstream:
             raise _translated(error) from error
         try:
             if response.status != 200:
-                raise self.provider.error(response.status, response.headers, await _json(response))
+                raise self._refusal(response, await _json(response))
             if response.content_type != "text/event-stream":
                 raise UpstreamError("the upstream's answer is not an event stream", code="upstream.not_a_stream")
             yield response
         finally:
             response.close()  # never back into the pool: a half-read stream is of no use to anyone
+
+    def _refusal(self, response: aiohttp.ClientResponse, answer: object) -> RelayError:
+        """What the upstream's refusal means; whatever it says, it must not tell our callers our credentials."""
+        error = self.provider.error(response.status, response.headers, answer)
+        if self._token and self._token in error.message:
+            error.message = "the upstream refused the request"
+        if self._token and self._token.encode() in encode(error.details):
+            error.details = None
+        return error
 
     def _request(self, ask: Ask) -> Any:
         headers = {**ask.headers, **self._credentials, "Accept-Encoding": "identity"}

@@ -57,22 +57,20 @@ class Node:
 
         Packed by hand and read under one timeout: redis-py's pipeline costs several times as much per command.
         """
-        connection = await self.pool.get_connection()
-        try:
-            async with asyncio.timeout(self._timeout_s):
+        async with asyncio.timeout(self._timeout_s):
+            connection = await self.pool.get_connection()
+            try:
                 await connection.send_packed_command([b"".join(map(packed, commands))], check_health=False)
-                answers = [await _answer(connection) for _ in commands]
-        except BaseException:
-            await connection.disconnect(nowait=True)  # answers may still be on their way: it must not be used again
-            raise
-        finally:
-            await self.pool.release(connection)
-        return answers
+                return [await _answer(connection) for _ in commands]
+            except BaseException:
+                await connection.disconnect(nowait=True)  # answers may be on their way: it must not be used again
+                raise
+            finally:
+                await self.pool.release(connection)
 
     def bare_connection(self) -> Any:
         """A connection outside the pool whose reads may wait for ever."""
-        kwargs = {**self.pool.connection_kwargs, "socket_timeout": None}
-        return self.pool.connection_class(**kwargs)
+        return self.pool.connection_class(**self.pool.connection_kwargs)
 
     async def close(self) -> None:
         with suppress(exceptions.RedisError, OSError):
@@ -112,8 +110,10 @@ def _connection_kwargs(options: RedisOptions) -> dict[str, Any]:
     return {
         "max_connections": _CONNECTIONS,
         "timeout": options.timeout_s,
-        "socket_timeout": options.timeout_s,
-        "socket_connect_timeout": options.timeout_s,
+        # Time is limited by `exchange`: redis-py's own limit is asyncio.wait_for, which on Python 3.11 swallows a
+        # cancellation that arrives together with the answer.
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
     }
@@ -147,7 +147,9 @@ class SentinelNodes(OneNode):
         if parts.scheme.startswith("rediss"):
             access["ssl"] = True
         self._sentinel = cast(Any, Sentinel)(
-            _addresses(parts), sentinel_kwargs={"socket_timeout": options.timeout_s, "protocol": 2}, **access
+            _addresses(parts),
+            sentinel_kwargs={"socket_timeout": None, "socket_connect_timeout": None, "protocol": 2},
+            **access,
         )
         client = self._sentinel.master_for(
             name,
@@ -193,10 +195,12 @@ class ClusterNodes:
         asked = [*self._known, *(seed for seed in self._seeds if seed not in self._known)]
         for host, port in asked:
             try:
-                ranges = await cast(Any, self._node(host, port).client).execute_command("CLUSTER SLOTS")
+                ranges = (await self._node(host, port).exchange([("CLUSTER", "SLOTS")]))[0]
+                if isinstance(ranges, Exception):
+                    raise ranges
                 self._learn(ranges)
                 return
-            except (exceptions.RedisError, OSError) as error:
+            except (exceptions.RedisError, OSError, TimeoutError) as error:
                 trouble = error
         raise trouble or exceptions.ConnectionError("no cluster node is known")
 

@@ -135,14 +135,13 @@ class Store:
             await self._execute(node, [("PING",)], "ping")
 
     async def _check_eviction(self, node: Node) -> None:
-        try:
-            config = await node.client.config_get("maxmemory-policy")
-        except exceptions.ResponseError:
+        answer = (await node.exchange([("CONFIG", "GET", "maxmemory-policy")]))[0]
+        if isinstance(answer, Exception):
             telemetry.logger(redis=shown(self.url)).warning(
                 "redis.config_hidden", hint="maxmemory-policy must be noeviction"
             )
             return
-        policy = config.get("maxmemory-policy", "noeviction")
+        policy = answer[1].decode() if answer else "noeviction"
         if policy != "noeviction":
             raise StartupError(
                 f"redis.url: {shown(self.url)} has maxmemory-policy {policy}: it would silently drop parts of the event "
@@ -150,10 +149,9 @@ class Store:
             )
 
     async def _load(self, node: Node) -> None:
-        pipe = node.client.pipeline(transaction=False)
-        for script in self.scripts.values():
-            pipe.script_load(script.text)
-        await pipe.execute()
+        for answer in await node.exchange([("SCRIPT", "LOAD", script.text) for script in self.scripts.values()]):
+            if isinstance(answer, Exception):
+                raise answer
 
     async def run(self, what: str, commands: Sequence[Command]) -> list[Any]:
         """Plain commands (the key is their second word), one round trip per server; the answers in order.

@@ -2,7 +2,7 @@
 
     tail.py      the connection, and the next one: a client like any other, which knows only the wire
     screen.py    what it shows the run on; JSON lines, for programs
-    story.py     the same for people
+    story.py     the same for people; margin.py breaks its lines between words
 
 Must not live here: anything of the server.
 One event's way: bytes -> `sse.Decoder` -> `Tail._take` (drops what was seen, moves the cursor) -> `Screen.event`.

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TextIO
 from rich.console import Console
 
 from relay.core.events import FINAL_STATUS, encode, is_final
+from relay.watch.margin import Margin
 from relay.watch.screen import printable
 
 
@@ -35,7 +36,8 @@ class Story:
         )
         self._err = err
         self._flow: str | None = None
-        self._at_line_start = True
+        self._tail = "\n"  # the last two characters written
+        self._margin = Margin()
         self._streamed: set[str] = set()
 
     def event(self, event: dict[str, Any], text: str) -> None:
@@ -76,11 +78,15 @@ class Story:
         self.flush()
 
     # how text reaches the terminal: two verbs, and one place where it is made harmless
-    def _write(self, text: str, style: str) -> None:
+    def _write(self, text: str, style: str, *, flows: bool = False) -> None:
         text = printable(text)
+        if flows and self._console.is_terminal:
+            text = self._margin.fit(text, self._console.width)
         if text:
             self._console.out(text, end="", style=style, highlight=False)
-            self._at_line_start = text.endswith("\n")
+            self._tail = (self._tail + text)[-2:]
+        if text.endswith("\n"):
+            self._margin.newline()
 
     def _stream(self, flow: str, text: str, style: str, label: str = "") -> None:
         if self._flow != flow:
@@ -88,18 +94,17 @@ class Story:
             if label:
                 self._line(f"  · {label}", "dim")
             self._flow = flow
-        self._write(text, style)
+        self._write(text, style, flows=True)
 
     def _line(self, text: str, style: str) -> None:
         self._break()
         self._write(text + "\n", style)
 
     def _break(self) -> None:
-        if not self._at_line_start:
-            self._write("\n", "")
-        if self._flow is not None:
-            self._write("\n", "")
+        """To the start of a line, with a blank one before it if text was flowing."""
+        missing = (1 if self._flow is None else 2) - self._tail.count("\n", len(self._tail.rstrip("\n")))
         self._flow = None
+        self._write("\n" * missing, "")
 
     # what there is to tell, by type
     def _started(self, data: dict[str, Any]) -> None:

@@ -126,7 +126,7 @@ class Admit:
         scheme, _, presented = header.partition(" ")
         if scheme.lower() != "bearer" or not presented.strip():
             raise Unauthenticated("Authorization must be: Bearer <key>", code="auth.invalid_authorization")
-        digest = "sha256:" + hashlib.sha256(presented.strip().encode()).hexdigest()
+        digest = "sha256:" + hashlib.sha256(presented.strip().encode("utf-8", "surrogateescape")).hexdigest()
         found: KeyOptions | None = None
         for key in self._keys:  # all of them, always: where the match is must not show in the time it takes
             if hmac.compare_digest(key.hash, digest):
@@ -148,7 +148,8 @@ def challenge(error: RelayError) -> dict[str, str]:
 def _host_name(host: str) -> str:
     """The name in a Host header, without its port."""
     if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
+        name, _, rest = host[1:].partition("]")
+        return name.lower() if rest == "" or rest.startswith(":") else host.lower()
     return host.rpartition(":")[0].lower() if host.count(":") == 1 else host.lower()
 
 

@@ -25,13 +25,21 @@ _UNKNOWN_S: Final = 2.0
 _MOST: Final = 10_000
 
 
+class _Asking:
+    """A look-up under way: others wait for it instead of asking too."""
+
+    def __init__(self) -> None:
+        self.over = asyncio.Event()
+        self.trouble: RelayError | None = None
+
+
 class Directory:
     def __init__(self, upstreams: Mapping[str, Upstream], log: Log, hub: Hub) -> None:
         self.upstreams = upstreams
         self._log = log
         self._hub = hub
         self._known: OrderedDict[tuple[str, str], tuple[RunKey | None, float]] = OrderedDict()
-        self._asking: dict[tuple[str, str], asyncio.Event] = {}
+        self._asking: dict[tuple[str, str], _Asking] = {}
 
     def candidates(self, hint: str | None) -> Sequence[Upstream]:
         """The upstream somebody named, or all of them. InvalidRequest for one that is not configured."""
@@ -56,8 +64,10 @@ class Directory:
             if self._hub.watched(key):
                 return key
         at = (hint or "", run_id)
-        while at in self._asking:
-            await self._asking[at].wait()
+        while (asking := self._asking.get(at)) is not None:
+            await asking.over.wait()
+            if asking.trouble is not None:  # what the one who asked was told holds for all who waited
+                raise asking.trouble
         known = self._known.get(at)
         if known is not None and known[1] > time.monotonic():
             if known[0] is None:
@@ -66,16 +76,19 @@ class Directory:
         return await self._look_up(at, keys)
 
     async def _look_up(self, at: tuple[str, str], keys: Sequence[RunKey]) -> RunKey:
-        done = self._asking[at] = asyncio.Event()
+        asking = self._asking[at] = _Asking()
         try:
             found = await self._in_log(keys) or await self._upstream_of(keys)
             self._remember(at, found)
         except NotFound:
             self._remember(at, None)
             raise
+        except RelayError as error:
+            asking.trouble = error
+            raise
         finally:
             del self._asking[at]
-            done.set()
+            asking.over.set()
         return found
 
     async def _in_log(self, keys: Sequence[RunKey]) -> RunKey | None:

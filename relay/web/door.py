@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import unquote
 
 import structlog
 from aiohttp import hdrs, web
@@ -16,7 +17,7 @@ from aiohttp import hdrs, web
 from relay import telemetry
 from relay.core.errors import InvalidRequest, MethodNotAllowed, NotFound, RelayError, TooLarge
 from relay.core.events import encode
-from relay.core.ids import is_id
+from relay.core.ids import ID_ALLOWED, is_id
 from relay.web.admit import Access, Admit, Principal, challenge
 
 Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -25,6 +26,8 @@ PRINCIPAL: Final = web.RequestKey("principal", Principal)
 TRACE_ID: Final = web.RequestKey("trace_id", str)
 HEADERS: Final = web.RequestKey("headers", dict[str, str])
 """What every response carries; a stream has to put it into its own head."""
+
+_ID_OF: Final = {"runs": "run_id", "threads": "thread_id"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,31 +108,30 @@ def json_response(body: object, *, status: int = 200, headers: dict[str, str] | 
 def _translated(error: Exception, request: web.Request, trace_id: str) -> RelayError:
     if isinstance(error, RelayError):
         return error
-    if isinstance(error, web.HTTPMethodNotAllowed):
-        return MethodNotAllowed(f"allowed here: {', '.join(sorted(error.allowed_methods))}")
+    if isinstance(error, web.HTTPNotFound | web.HTTPMethodNotAllowed):
+        return _hostile_id(request) or _no_route(error)
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return TooLarge("the request body is too large")
-    if isinstance(error, web.HTTPNotFound):
-        return _not_found(request)
     if isinstance(error, web.HTTPClientError):
         return InvalidRequest(error.reason or "the request cannot be understood")
     telemetry.logger(trace_id=trace_id).exception("request.crashed")
     return RelayError("internal error")
 
 
-def _not_found(request: web.Request) -> RelayError:
-    """A path that no route takes; if the reason is a hostile id, say that instead."""
-    parts = request.path.split("/")
-    if (
-        len(parts) > 3
-        and parts[1] == "v1"
-        and parts[2] in ("runs", "threads")
-        and not is_id(parts[3].partition(":")[0])
-    ):
-        return InvalidRequest.field(
-            "run_id" if parts[2] == "runs" else "thread_id", "not a valid id", "see the contract"
-        )
+def _no_route(error: web.HTTPException) -> RelayError:
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return MethodNotAllowed(f"allowed here: {', '.join(sorted(error.allowed_methods))}")
     return NotFound("there is nothing at this path", code="http.not_found")
+
+
+def _hostile_id(request: web.Request) -> RelayError | None:
+    """Why no route took a path, if the reason is the id in it (read from the raw path, before anybody normalised it)."""
+    parts = [unquote(part) for part in request.raw_path.partition("?")[0].removeprefix("/native").split("/")]
+    if len(parts) < 4 or parts[:2] != ["", "v1"] or parts[2] not in _ID_OF:
+        return None
+    if is_id(parts[3].partition(":")[0]):
+        return None
+    return InvalidRequest.field(_ID_OF[parts[2]], "not a valid id", ID_ALLOWED)
 
 
 def _cors(request: web.Request, admit: Admit) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -40,8 +42,10 @@ class Events:
         checked_id("run_id", request.match_info["run_id"])
         form = form_of(request)
         ask = _Ask(request)
-        if form is not None:
-            self._pulse.admit()
+        with self._pulse.place() if form is not None else nullcontext():
+            return await self._answer(request, form, ask)
+
+    async def _answer(self, request: web.Request, form: Form | None, ask: _Ask) -> web.StreamResponse:
         key = await the_run(request, self._directory)
         async with self._hub.topic(key) as topic:
             if not ask.follow or form is None:
@@ -104,11 +108,29 @@ def form_of(request: web.Request) -> Form | None:
         "application/json": None,
         "application/*": None,
     }
-    for item in accepted.split(","):
-        kind = item.partition(";")[0].strip().lower()
-        if kind in known:
+    ranked = [(quality, kind) for kind, quality in _accepted(accepted) if kind in known and quality > 0]
+    refused = {kind for kind, quality in _accepted(accepted) if quality <= 0}
+    for _, kind in sorted(ranked, key=lambda item: -item[0]):  # stable: of equals the first named
+        if "*" not in kind:
             return known[kind]
+        # A wildcard: the first of ours that was not refused by name.
+        ours = [name for name in known if name and "*" not in name and name not in refused and _covers(kind, name)]
+        return known[ours[0]]
     raise NotAcceptable("Accept one of: text/event-stream, application/json, application/x-ndjson")
+
+
+def _accepted(header: str) -> list[tuple[str, float]]:
+    """The media types of an Accept header with their quality (RFC 9110 §12.5.1); a broken quality counts as 1."""
+    found = []
+    for item in header.split(","):
+        kind, *parameters = [part.strip().lower() for part in item.split(";")]
+        quality = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+        found.append((kind, float(quality) if re.fullmatch(r"[01](\.[0-9]{0,3})?", quality, re.ASCII) else 1.0))
+    return found
+
+
+def _covers(wildcard: str, kind: str) -> bool:
+    return wildcard == "*/*" or kind.startswith(wildcard[:-1])
 
 
 def _nothing_left(request: web.Request, topic: Topic, cursor: int) -> bool:

@@ -16,6 +16,7 @@ from relay.core.ids import RunKey
 from relay.store.keys import Keys
 from relay.store.redis import Store
 
+_KEY: Final = 255
 _KEPT_MS: Final = 86_400_000
 _PENDING_MS: Final = 60_000
 _PENDING: Final = b"pending"
@@ -27,12 +28,14 @@ class Once:
         self._keys = keys
 
     async def do(
-        self, where: RunKey, key: str, body: bytes, action: Callable[[], Awaitable[dict[str, Any]]]
+        self, where: RunKey, caller: str, key: str, body: bytes, action: Callable[[], Awaitable[dict[str, Any]]]
     ) -> dict[str, Any]:
         """The action's answer, or the one it gave before. Raises what the action raises, and Conflict meanwhile."""
-        if len(key) > 1024:
-            raise InvalidRequest.field("Idempotency-Key", "too long", "at most 255 characters")
-        name = self._keys.once(where, hashlib.sha256(f"{where}\n{key}".encode()).hexdigest())
+        if not key.isascii() or not key.isprintable() or len(key) > _KEY:
+            raise InvalidRequest.field(
+                "Idempotency-Key", "not a usable key", f"up to {_KEY} printable ASCII characters"
+            )
+        name = self._keys.once(where, hashlib.sha256(f"{where}\n{caller}\n{key}".encode()).hexdigest())
         print_of_body = hashlib.sha256(body).hexdigest().encode()
         claimed, stored = await self._store.run(
             "once", [("SET", name, _PENDING + print_of_body, "NX", "PX", _PENDING_MS), ("GET", name)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -9,7 +10,8 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from relay.core.cursor import count_of
-from relay.core.errors import InvalidRequest
+from relay.core.errors import InvalidRequest, NotFound
+from relay.core.events import MAX_SEQ
 from relay.core.ids import RunKey, checked_id
 from relay.fanout.hub import Wants
 from relay.ingest.upstream import Upstream
@@ -25,6 +27,7 @@ INPUT_BYTES: Final = 32_768
 STATUSES: Final = (
     "queued", "running", "waiting_for_input", "cancelling", "completed", "failed", "cancelled", "interrupted"
 )  # fmt: skip
+_TIME: Final = re.compile(r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?:\.(\d{1,40}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _PAGES: Final = 20
 """Most pages of an upstream's list that one list of ours looks through."""
 
@@ -42,7 +45,7 @@ class Runs:
         run = await self._directory.run(await the_run(request, self._directory))
         thread_id = request.match_info.get("thread_id")
         if thread_id is not None and run.get("thread_id") not in (None, thread_id):
-            raise InvalidRequest.field("thread_id", "not the thread of this run", "the run's own thread_id")
+            raise NotFound("this run is of another thread")
         return json_response(run)
 
     async def create(self, request: web.Request) -> web.Response:
@@ -56,9 +59,7 @@ class Runs:
 
         key = request.headers.get("Idempotency-Key")
         where = RunKey(upstream.name, thread_id)
-        answer = (
-            await self._once.do(where, f"{request[PRINCIPAL].name}\n{key}", body, create) if key else await create()
-        )
+        answer = await self._once.do(where, request[PRINCIPAL].name, key, body, create) if key else await create()
         self._wants.want(RunKey(upstream.name, str(answer["run_id"])))
         return json_response(answer, status=201)
 
@@ -66,8 +67,8 @@ class Runs:
         key = await the_run(request, self._directory)
         body = await json_body(request)
         seen = body.get("last_seen_seq")
-        if seen is not None and (type(seen) is not int or seen < 0):
-            raise InvalidRequest.field("last_seen_seq", "not a sequence number", "a whole number, 0 or more")
+        if seen is not None and (type(seen) is not int or not 0 <= seen <= MAX_SEQ):
+            raise InvalidRequest.field("last_seen_seq", "not a sequence number", f"a whole number, 0 to {MAX_SEQ}")
         if seen is None:  # our callers need not know that the upstream wants this
             state = (await self._log.states([key]))[0]
             seen = state.last_seq if state is not None else 0
@@ -170,17 +171,23 @@ def _place(run: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _normal_time(text: str) -> str:
+    """An RFC 3339 time in UTC with twelve decimals: sorts as text, and keeps what lies below a microsecond."""
+    parts = _TIME.fullmatch(text)
+    if parts is None:
+        return ""
+    seconds, decimals, zone = parts.groups()
     try:
-        return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        utc = datetime.fromisoformat(seconds + zone).astimezone(UTC)
     except ValueError:
         return ""
+    return f"{utc:%Y-%m-%dT%H:%M:%S}.{(decimals or '')[:12]:0<12}Z"
 
 
 def _just_after(normal: str) -> str | None:
-    """One microsecond later: runs made in the same instant must not fall between two pages."""
+    """A microsecond later: runs made in the same instant must not fall between two pages."""
     if not normal:
         return None
-    later = datetime.fromisoformat(normal) + timedelta(microseconds=1)
+    later = datetime.fromisoformat(f"{normal[:26]}Z") + timedelta(microseconds=1)
     return later.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 

@@ -6,10 +6,12 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,8 +38,7 @@ class Demo:
 
     def __init__(self, directory: Path, *arguments: str) -> None:
         self._out, self._err = directory / "out", directory / "err"
-        self.temporary = directory / "tmp"
-        self.temporary.mkdir()
+        self.temporary = Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp"))  # pytest's own is too long for a socket
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RELAY_", "FORCE_"))}
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
@@ -75,6 +76,7 @@ def demo(tmp_path: Path) -> Iterator[StartDemo]:
 
         def start(*arguments: str) -> Demo:
             one = Demo(tmp_path, *arguments)
+            stack.callback(shutil.rmtree, one.temporary, ignore_errors=True)  # what a kill -9 left
             stack.callback(one.process.wait)
             stack.callback(one.process.kill)
             return one
@@ -160,7 +162,8 @@ def test_it_goes_on_with_further_runs(demo: StartDemo) -> None:
 # --- ends ------------------------------------------------------------------------------------------------------------
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -signal.SIGKILL)],
 )
 def test_nothing_outlives_the_demo(demo: StartDemo, number: int, status: int) -> None:
     one = demo("--port", "0")

@@ -51,6 +51,10 @@ def _seq(given: object, last_event_id: str) -> int | None:
     return None
 
 
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
 def _draft(seq: int, kind: str, envelope: dict[str, Any], *, run_id: str, received_at: str) -> Draft:
     native = NATIVE_TYPE.get(kind, kind)
     data = envelope.get("data", {})
@@ -63,8 +67,8 @@ def _draft(seq: int, kind: str, envelope: dict[str, Any], *, run_id: str, receiv
         "seq": seq,
         "type": native,
         "data": data,
-        "created_at": envelope.get("created_at") or envelope.get("ts") or received_at,
-        "run_id": envelope.get("run_id") or run_id,
+        "created_at": _text(envelope.get("created_at")) or _text(envelope.get("ts")) or received_at,
+        "run_id": _text(envelope.get("run_id")) or run_id,
     }
     if native != kind:
         body["upstream_type"] = kind

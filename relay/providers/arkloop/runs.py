@@ -63,7 +63,7 @@ _NULLABLE: Final = (
 
 
 def native_run(answer: object) -> dict[str, Any]:
-    if not isinstance(answer, dict) or not is_id(str(answer.get("run_id", ""))):
+    if not isinstance(answer, dict) or not _names_a_run(answer):
         raise UpstreamError("the upstream's answer is not a run")
     raw = str(answer.get("status", ""))
     known = dict.fromkeys(_NULLABLE)
@@ -78,9 +78,14 @@ def native_run(answer: object) -> dict[str, Any]:
 
 
 def created(answer: object) -> dict[str, Any]:
-    if not isinstance(answer, dict) or not is_id(str(answer.get("run_id", ""))):
+    if not isinstance(answer, dict) or not _names_a_run(answer):
         raise UpstreamError("the upstream's answer names no run")
     return answer
+
+
+def _names_a_run(answer: dict[str, Any]) -> bool:
+    run_id = answer.get("run_id")
+    return isinstance(run_id, str) and is_id(run_id)
 
 
 def native_runs(answer: object) -> list[dict[str, Any]]:

@@ -1,0 +1,125 @@
+"""Cores, processes and the machine. Linux only: CPU time is read from /proc, to the nanosecond."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import re
+import resource
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+SERVER_CORE, REST_CORE = 0, 1
+"""Whoever is measured has a core for itself; upstream, Redis, viewers and this process share the other one."""
+
+PACKAGES = ("aiohttp", "redis", "hiredis", "orjson", "msgspec", "uvloop")
+
+
+def require() -> None:
+    """Stop, in one line, where nothing could be measured."""
+    if not Path("/proc/self/schedstat").exists():
+        sys.exit("benchmarks: Linux with /proc/*/schedstat is needed to measure CPU time per process")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 8192:
+        sys.exit(f"benchmarks: at most {hard} open files are allowed here, 8192 are needed (ulimit -n)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 8192), hard))
+
+
+def pinned() -> bool:
+    """Whether there are two cores to keep the measured process apart from its load."""
+    return {SERVER_CORE, REST_CORE} <= os.sched_getaffinity(0)
+
+
+@contextmanager
+def core(number: int, allowed: bool) -> Iterator[None]:
+    """Children started in this block run on that core only, with all their threads."""
+    before = os.sched_getaffinity(0)
+    if allowed:
+        os.sched_setaffinity(0, {number})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process so far, all its threads, user and system."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            total += int((task / "schedstat").read_bytes().split()[0])
+        except FileNotFoundError:  # a thread that has just ended
+            continue
+    return total / 1e9
+
+
+def open_files(pid: int) -> int:
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+async def listening(port: int, within_s: float = 10.0) -> None:
+    async with asyncio.timeout(within_s):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.02)
+                continue
+            writer.close()
+            return
+
+
+async def until(fact: Any, within_s: float, what: str, every_s: float = 0.02) -> float:
+    """Wait until `fact()` (awaited if need be) is true; the monotonic time at which it was."""
+    deadline = time.monotonic() + within_s
+    while True:
+        said = fact()
+        if asyncio.iscoroutine(said):
+            said = await said
+        if said:
+            return time.monotonic()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {within_s:g} s: {what}")
+        await asyncio.sleep(every_s)
+
+
+def facts(redis: str, client: str, *, pin: bool) -> dict[str, Any]:
+    """What a reader must know to judge the numbers; nothing that names the machine or its paths."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "pinned": pin,
+        "load_before": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "redis": redis.partition(" (")[0],
+        "load_client": client,
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def _cpu_model() -> str:
+    names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.M)
+    return names[0] if names else platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
