@@ -149,7 +149,7 @@ async def _until_either(keeping: Coroutine[Any, Any, None], showing: Coroutine[A
 def _header(story: Story, keeper: Keeper) -> None:
     story.aside("relay demo: an upstream with scripted runs, and a relay between it and you\n", "bold")
     story.aside(f"  dashboard   {keeper.url}/ui", "bold cyan")
-    story.aside(f"  by hand     curl -N {keeper.url}/v1/runs/RUN/events")
+    story.aside(f"  by hand     curl -N {keeper.url}/v1/runs/RUN/events   (RUN as below)")
     story.aside(f"  break it    kill -9 {keeper.pid}   (the relay: it comes back, and no reader misses an event)")
     story.aside("  stop        Ctrl-C\n")
 
@@ -181,7 +181,7 @@ class _Programme:
         else:
             title, run_id = ACTS[persona], await self._create(persona)
         self._story.aside(f"── {title}", "bold")
-        self._story.aside(f"   run {run_id}\n", "dim")
+        self._story.aside(f"   {self._url}/ui#run={run_id}\n", "dim")
         status = await follow(WatchOptions(run_id=run_id, url=self._url), self._story)
         self._story.aside("")
         return status

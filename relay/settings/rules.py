@@ -74,7 +74,21 @@ def _is_base_url(url: str) -> bool:
     return not any(mark in url for mark in "?#") and "@" not in parts.netloc
 
 
+_SERVER = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}"
+_FLEET_URL = re.compile(
+    rf"rediss?\+(cluster|sentinel)://([^@/?#\s]*@)?{_SERVER}(,{_SERVER})*(?(1)(/[A-Za-z0-9._-]+(/\d+)?)?)", re.ASCII
+)
+
+
+def _is_fleet_url(url: str) -> bool:
+    """Several servers: a cluster has no path, sentinels need the name of the master they watch."""
+    found = _FLEET_URL.fullmatch(url)
+    return found is not None and (found[1] == "sentinel") == (url.count("/") > 2)
+
+
 def _is_redis_url(url: str) -> bool:
+    if _is_fleet_url(url):
+        return True
     parts = _split(url)
     if parts is None or parts.fragment:
         return False
@@ -121,7 +135,11 @@ RULES: Mapping[str, Rule] = {
     "server.cors_origins[]": Rule(
         _is_origin, "an origin as browsers send it: scheme://host[:port], lower case, no path, no default port"
     ),
-    "redis.url": Rule(_is_redis_url, "redis://host[:port][/db], rediss://… or unix:///path", quotable=False),
+    "redis.url": Rule(
+        _is_redis_url,
+        "redis://host[:port][/db], rediss://…, unix:///path, redis+sentinel://host:port,…/master or redis+cluster://host:port,…",
+        quotable=False,
+    ),
     "redis.prefix": _matches(r"[A-Za-z0-9_.-]{1,64}"),
     "redis.partitions": _between(1, 4096),
     "embedded.data_dir": Rule(lambda path: bool(path) and "\0" not in path, "the path of a directory"),

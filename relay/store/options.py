@@ -10,7 +10,8 @@ from relay.core.options import Secret
 @dataclass(frozen=True, slots=True)
 class RedisOptions:
     url: Secret | None = None
-    """redis://, rediss:// or unix:// address of Redis >= 7.0; None starts an embedded server in `embedded.data_dir`."""
+    """redis://, rediss:// or unix:// address of Redis >= 7.0, or several servers: redis+sentinel://host:port,…/master,
+    redis+cluster://host:port,…; None starts an embedded server in `embedded.data_dir`."""
     prefix: str = "relay"
     """First part of every key and channel, so that several relays can share one Redis."""
     partitions: int = 64

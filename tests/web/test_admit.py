@@ -18,6 +18,7 @@ import aiohttp
 import jwt
 import pytest
 
+from relay import telemetry
 from relay.core.errors import ConfigError, Unauthenticated
 from relay.core.ids import RunKey
 from relay.core.options import Secret
@@ -581,3 +582,14 @@ def test_mode_none_is_only_for_loopback(server: dict[str, Any], tmp_path: Any) -
 def test_a_secret_never_shows_itself() -> None:
     secret = Secret("hush-hush")
     assert "hush" not in f"{secret} {secret!r} {[secret]} {secret!s}"
+
+
+def test_a_bug_of_our_own_keeps_its_traceback_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Only what no parser can read is the client's doing; a crash around our routes must stay findable."""
+    try:
+        raise KeyError("a bug")
+    except KeyError:
+        telemetry.server_logger().exception("Unhandled exception")
+    [record] = caplog.records
+    assert record.getMessage() == "Unhandled exception"
+    assert record.exc_info is not None
