@@ -29,7 +29,7 @@ from relay.settings import Settings, masked
 from relay.store.keys import Keys
 from relay.store.log import Log
 from relay.store.redis import Store, shown
-from relay.web import door, routes
+from relay.web import door, listener, routes
 from relay.web.admit import Admit
 from relay.web.directory import Directory
 from relay.web.events import Events
@@ -43,12 +43,16 @@ from relay.web.ui import Dashboard
 class App:
     """One relay process. `run` serves until `stop` is set."""
 
-    def __init__(self, settings: Settings, redis_url: str, token_secret: str, alive: Callable[[], bool]) -> None:
+    def __init__(
+        self, settings: Settings, redis_url: str, token_secret: str, alive: Callable[[], bool], *, alone: bool = False
+    ) -> None:
         self.settings = settings
         self.address = ""
         """http://host:port of the public listener, once it listens."""
         self.admin_address = ""
         self._alive = alive
+        self._alone = alone
+        """Nobody else can use this Redis: leases found at start are those of a predecessor that died."""
         self._store = Store(redis_url, settings.redis)
         keys = Keys(settings.redis.prefix, settings.redis.partitions)
         self._log = Log(
@@ -68,6 +72,8 @@ class App:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._store.close)
             await self._store.check()
+            if self._alone:
+                await self._log.forget_leases()
             session = await stack.enter_async_context(_session())
             upstreams = self._upstreams(session)
             ingestor = Ingestor(
@@ -120,7 +126,7 @@ class App:
 
     async def _listen(self, stack: AsyncExitStack, app: web.Application, what: str, host: str, port: int) -> str:
         head = self.settings.limits.head_bytes
-        runner = web.AppRunner(
+        runner = listener.Runner(
             app,
             access_log=None,
             logger=telemetry.server_logger(),

@@ -89,7 +89,7 @@ def _serve(options: argparse.Namespace) -> int:
     server = EmbeddedServer.start(settings.embedded)
     try:
         telemetry.logger().info("embedded.started", server=server.describe, data_dir=settings.embedded.data_dir)
-        app = App(settings, server.url, _token_secret(settings), server.alive)
+        app = App(settings, server.url, _token_secret(settings), server.alive, alone=True)
         return run_loop(_until_told(app))
     finally:
         server.stop()

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 import orjson
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 REGISTRY = CollectorRegistry()
@@ -125,8 +126,9 @@ class _NoTraceback(logging.Filter):
     """What no HTTP parser can read is the client's doing: one line, the kind of trouble, nothing of what was sent."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and record.exc_info[0] is not None:
-            record.msg, record.args = "a request could not be read: %s", (record.exc_info[0].__name__,)
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):  # a bug of our own keeps its traceback
+            record.msg, record.args = "a request could not be read: %s", (type(error).__name__,)
             record.exc_info = record.exc_text = None
         return True
 

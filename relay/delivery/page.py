@@ -31,7 +31,8 @@ async def page(topic: Topic, log: Log, cursor: int, *, limit: int, types: Types 
         left = deadline - time.monotonic()
         if events or ended or left <= 0:
             return _json(events, cursor, ended=ended, missed=missed)
-        await topic.changed(left)
+        if topic.last_seq <= cursor:  # else something came while we read
+            await topic.changed(left)
 
 
 async def _wanted(topic: Topic, log: Log, cursor: int, limit: int, types: Types | None) -> tuple[list[Event], int]:

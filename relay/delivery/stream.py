@@ -15,6 +15,7 @@ from typing import Protocol
 
 from relay import telemetry
 from relay.core import wires
+from relay.core.errors import StoreUnavailable
 from relay.core.goodbye import AUTH_EXPIRED, SLOW, Goodbye
 from relay.core.window import Slice
 from relay.core.wires import Notice
@@ -127,7 +128,7 @@ class Stream:
                 self._set_slow(slow=True)
                 await self._connection.drained()
                 self._set_slow(slow=False)
-            part = await self._sub.read_back() if self._sub.behind else self._sub.take()
+            part = await self._read_back() if self._sub.behind else self._sub.take()
             if part is not None:
                 self._write(part)
             elif self._sub.behind:
@@ -136,6 +137,12 @@ class Stream:
                 self._tell_position()
                 return
             await asyncio.sleep(0)
+
+    async def _read_back(self) -> Slice | Notice | None:
+        try:
+            return await self._sub.read_back()
+        except StoreUnavailable:
+            return None  # heartbeats go on; whoever waits is tried again in a second
 
     # --- called by the topic and the pulse, never waiting -----------------------------------------------------------
     def flush(self) -> None:

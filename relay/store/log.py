@@ -141,6 +141,10 @@ class Log:
         if refusal is not None:
             raise refusal
 
+    async def forget_leases(self) -> None:
+        """Every lease is void: for a process that knows it is the only one (its own embedded server), at its start."""
+        await self._store.run("forget", [("DEL", f"{tag}:leases") for tag in self.keys.tags()])
+
     async def renew(self, leases: Sequence[tuple[Lease, int]]) -> dict[RunKey, Exception | None]:
         """Keep leases (each with the last seq its owner wrote), one call per partition, one round trip.
 

@@ -55,7 +55,12 @@ def _boundary(known: Mapping[web.AbstractRoute, Route], admit: Admit) -> Any:
         trace_id = uuid.uuid4().hex
         route = known.get(request.match_info.route)
         request[TRACE_ID] = trace_id
-        request[HEADERS] = {"X-Trace-Id": trace_id, "X-Content-Type-Options": "nosniff", **_cors(request, admit)}
+        request[HEADERS] = {
+            "X-Trace-Id": trace_id,
+            "X-Content-Type-Options": "nosniff",
+            "Server": "relay",
+            **_cors(request, admit),
+        }
         with structlog.contextvars.bound_contextvars(trace_id=trace_id):
             try:
                 response = await _admitted(request, handler, route, admit)
