@@ -4,12 +4,10 @@
 #   docker run --rm -p 127.0.0.1:8080:8080 -v relay-log:/var/lib/relay \
 #     -v ./relay.yaml:/etc/relay/relay.yaml:ro -e RELAY_SERVER__HOST=0.0.0.0 relay serve --config /etc/relay/relay.yaml
 #
-# The public listener stays on loopback, as everywhere: the image does NOT set RELAY_SERVER__HOST. Whoever publishes the
-# port sets it to 0.0.0.0 *together with* `auth.mode: api_keys`; with `auth.mode: none` relay refuses to start on
-# anything but loopback (exit status 2). `server.allowed_hosts` must name the host names clients use.
-# Only the admin listener (/healthz, /readyz, /metrics) is opened here, so that probes and scrapers reach it; do not
-# publish its port to people. `auth.mode: none` needs loopback for it too: a container without keys (host network, a
-# sidecar) is given RELAY_SERVER__ADMIN_HOST=127.0.0.1. Variables win over the file.
+# Both listeners stay on loopback, as everywhere: the image sets neither RELAY_SERVER__HOST nor RELAY_SERVER__ADMIN_HOST.
+# Whoever publishes a port sets its host to 0.0.0.0 *together with* `auth.mode: api_keys`; with `auth.mode: none` relay
+# refuses to start on anything but loopback (exit status 2). `server.allowed_hosts` must name the host names clients use.
+# Do not publish the admin port (/healthz, /readyz, /metrics) to people.
 
 # Pin it further by digest where the build must be repeatable: --build-arg PYTHON_IMAGE=python:3.12-slim-bookworm@sha256:…
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
@@ -44,7 +42,6 @@ COPY --from=build /opt/relay /opt/relay
 ENV PATH=/opt/relay/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    RELAY_SERVER__ADMIN_HOST=0.0.0.0 \
     RELAY_EMBEDDED__DATA_DIR=/var/lib/relay/embedded
 VOLUME /var/lib/relay
 WORKDIR /var/lib/relay

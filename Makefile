@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 SEED   ?= 1
+ROUNDS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint types ship browser bench bench-short clean
+.PHONY: help run test test-fast lint types ship browser campaign bench bench-short clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +44,9 @@ ship: $(VENV)/.ready  ## chart and image checks (installs their checkers into th
 browser: $(VENV)/.ready  ## the tests in a real Chromium (which must be on this machine)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+
+campaign: $(VENV)/.ready  ## real processes under seeded faults, judged by an offline checker (SEED, ROUNDS)
+	$(BIN)/python -m tests.campaign --seed $(SEED) --rounds $(ROUNDS) $(ARGS)
 
 bench: $(VENV)/.ready  ## throughput and latency against peers, as ratios of one run (minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'

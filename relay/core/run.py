@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from relay.core.events import FINAL_STATUS, MOVING_STATUS, TERMINAL, Draft, Event, encode, is_final
+from relay.core.events import FINAL_STATUS, MOVING_STATUS, TERMINAL, Draft, Event, decode, encode, is_final
 
 
 class Step(NamedTuple):
@@ -88,6 +88,19 @@ class Run:
         elif not self.ended and not _is_nested(body.get("data")):
             self.status = MOVING_STATUS.get(draft.type, self.status)
         return Event(seq, draft.type, _encoded(body))
+
+
+def status_after(events: Iterable[Event]) -> str:
+    """The status a run has after these, the last of its events (for a log whose status was lost)."""
+    status = "running"
+    for event in events:
+        if event.type in FINAL_STATUS or event.type in MOVING_STATUS:
+            data = decode(event.json).get("data")
+            if is_final(event.type, data):
+                status = FINAL_STATUS[event.type]
+            elif status not in TERMINAL and not _is_nested(data):
+                status = MOVING_STATUS.get(event.type, status)
+    return status
 
 
 def _encoded(body: dict[str, Any]) -> bytes:

@@ -20,7 +20,7 @@ from relay.core.backoff import Backoff
 from relay.core.errors import LeaseLost, LogMoved, NotFound, RelayError, StoreUnavailable
 from relay.core.events import TERMINAL, Draft, Event
 from relay.core.ids import RunKey
-from relay.core.run import Admission, Run, synthesized_end
+from relay.core.run import Admission, Run, status_after, synthesized_end
 from relay.ingest.committer import Committer
 from relay.ingest.options import IngestOptions
 from relay.ingest.source import Ending, Source
@@ -30,6 +30,8 @@ from relay.store.log import Append, Claim, Lease, Log
 _APPEND_EVENTS: Final = 512
 _APPEND_BYTES: Final = 1_048_576
 """Most of one append, so that one run cannot hold a group commit up for long."""
+_TAIL: Final = 500
+"""Events behind a terminal one are few; this many are looked through for it."""
 _GONE: Final = 3
 """How many 404s in a row it takes to believe that a run is gone."""
 
@@ -76,7 +78,7 @@ class Pump:
         claim = await self._log.claim(self.key, reopen=True)
         if not isinstance(claim, Claim) or claim.lease is None:
             return
-        self._begin(claim)
+        await self._begin(claim)
         if claim.state.sealed:  # else its log is gone, or it is being written: not ours to end
             await self._drain()
             await self._seal()
@@ -101,7 +103,7 @@ class Pump:
             except (LogMoved, LeaseLost) as error:
                 self._say.info("pump.reclaim", reason=error.code)
             except StoreUnavailable:
-                await self._pause(backoff)
+                await asyncio.sleep(backoff.pause_s(random.random()))  # noqa: S311  (jitter, not a secret)
                 backoff = backoff.failed()
             except TimeoutError:  # only `interrupt` ends the scope of `_owning` early
                 self._say.info("pump.reclaim", reason="interrupted")
@@ -129,7 +131,7 @@ class Pump:
                 self._scope = None
 
     async def _own(self, claim: Claim) -> None:
-        self._begin(claim)
+        await self._begin(claim)
         if self.lease is None:
             return
         self._say.info("pump.claimed", last_seq=claim.state.last_seq)
@@ -137,7 +139,7 @@ class Pump:
         await self._resume()
         await self._seal()
 
-    def _begin(self, claim: Claim) -> None:
+    async def _begin(self, claim: Claim) -> None:
         """Start from what the log holds, and forget whatever was thought before."""
         self.lease = claim.lease
         self.durable_seq = claim.state.last_seq
@@ -145,7 +147,12 @@ class Pump:
         self._fields = {}
         self._missing = self._unended = 0
         state = claim.state
-        status = state.status if state.last_seq else "running"
+        status = state.status
+        if not state.last_seq:
+            status = "running"
+        elif not state.status_known:  # the hash is gone, its log is not: whether the run has ended stands in there
+            status = status_after(await self._log.tail(self.key, _TAIL))
+            self._fields["status"] = status
         self._run = Run(self.key.run_id, last_seq=state.last_seq, status=status, contiguous=state.contiguous)
         self._linger_until = time.monotonic() + self._options.linger_s if self._run.ended else None
 

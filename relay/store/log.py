@@ -39,6 +39,8 @@ class LogState(msgspec.Struct, frozen=True):
 
     last_seq: int = 0
     status: str = "running"
+    status_known: bool = True
+    """False if Redis lost what it knew of the run but not its log: the events themselves must tell."""
     sealed: bool = False
     primed: bool = False
     """Everything the upstream had when the run was first claimed is in the log."""
@@ -67,6 +69,7 @@ def state_of(fields: dict[str, str], last_seq: int | None = None) -> LogState:
     return LogState(
         last_seq=int(fields.get("last_seq") or 0) if last_seq is None else last_seq,
         status=fields.get("status") or "running",
+        status_known="status" in fields,
         sealed=fields.get("sealed") == "1",
         primed=fields.get("primed") == "1",
         contiguous=fields.get("contiguous") != "0",
@@ -222,6 +225,11 @@ class Log:
         commands = [("HMGET", self.keys.run(key), *_STATE_FIELDS) for key in keys]
         answers = await self._store.run("states", commands)
         return [_state(answer) for answer in answers]
+
+    async def tail(self, key: RunKey, most: int) -> list[Event]:
+        """The last events of a log, in order."""
+        answer = (await self._store.run("tail", [("XREVRANGE", self.keys.log(key), "+", "-", "COUNT", most)]))[0]
+        return [_event(entry) for entry in reversed(answer)]
 
     async def read(self, requests: Sequence[tuple[RunKey, int, int]]) -> list[list[Event]]:
         """For each (run, after_seq, most): the events behind after_seq, in one round trip."""

@@ -62,8 +62,10 @@ class Node:
             try:
                 await connection.send_packed_command([b"".join(map(packed, commands))], check_health=False)
                 return [await _answer(connection) for _ in commands]
-            except BaseException:
+            except BaseException as error:
                 await connection.disconnect(nowait=True)  # answers may be on their way: it must not be used again
+                if isinstance(error, RuntimeError):
+                    raise exceptions.ConnectionError(f"closed meanwhile: {error}") from error  # uvloop's words for it
                 raise
             finally:
                 await self.pool.release(connection)

@@ -98,6 +98,8 @@ class Bells:
     async def _translating(self, call: Awaitable[object]) -> object:
         try:
             return await call
+        except RuntimeError as error:  # uvloop's words for a connection that was closed meanwhile
+            raise StoreUnavailable("the bells fell silent") from error
         except (exceptions.RedisError, OSError) as error:
             raise translated(error, "bells") from error
 

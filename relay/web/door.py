@@ -119,6 +119,8 @@ def _translated(error: Exception, request: web.Request, trace_id: str) -> RelayE
         return TooLarge("the request body is too large")
     if isinstance(error, web.HTTPClientError):
         return InvalidRequest(error.reason or "the request cannot be understood")
+    if isinstance(error, ConnectionError):
+        return RelayError("the client is gone", code="http.client_gone")  # nobody will read it, and nothing is wrong
     telemetry.logger(trace_id=trace_id).exception("request.crashed")
     return RelayError("internal error")
 

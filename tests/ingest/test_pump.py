@@ -1,0 +1,76 @@
+"""What a pump does at the edges that a whole system rarely shows."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Any, cast
+
+import pytest
+import redis as sync_redis
+
+from relay.core.errors import StoreUnavailable
+from relay.core.ids import RunKey
+from relay.core.run import status_after
+from relay.ingest import pump as pump_module
+from relay.ingest.options import IngestOptions
+from relay.ingest.pump import Pump
+from relay.store.keys import Keys
+from tests.support.relay import running
+from tests.support.upstream import ScriptedUpstream
+from tests.support.viewer import Journal, watch_sse
+
+
+async def test_an_end_in_the_log_is_seen_also_when_the_state_of_the_run_was_lost(
+    upstream: ScriptedUpstream, redis_url: str
+) -> None:
+    """Only the hash is gone: the log ends with run.completed and a title, so there is no end left to write."""
+    prefix = f"t{secrets.token_hex(4)}"
+    run_id = upstream.add_run([("run.started", {}), ("run.completed", {}), ("thread.title.updated", {"title": "x"})])
+    async with running(upstream.url, redis_url, prefix=prefix) as relay:
+        for _ in range(2):
+            journal = await watch_sse(relay.session, relay.events(run_id), Journal())
+            assert journal.seqs == [1, 2, 3]
+            assert journal.ended == {"last_seq": 3, "status": "completed"}
+            with sync_redis.Redis.from_url(redis_url) as raw:
+                assert raw.delete(Keys(prefix, 64).run(RunKey("main", run_id)))
+
+
+def test_the_status_of_a_log_is_that_of_its_last_moving_event() -> None:
+    def event(kind: str, data: str = "{}") -> Any:
+        return pump_module.Event(1, kind, b'{"data":%b}' % data.encode())
+
+    assert status_after([]) == "running"
+    assert status_after([event("run.waiting_for_input")]) == "waiting_for_input"
+    assert status_after([event("run.waiting_for_input"), event("run.input_provided")]) == "running"
+    assert status_after([event("run.failed"), event("thread.title.updated"), event("run.resumed")]) == "failed"
+    assert status_after([event("run.completed", '{"delegate_layer":"acp"}')]) == "running"
+
+
+async def test_a_store_that_is_away_is_never_asked_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a run whose lingering is over: its pump must not turn into a hammer."""
+
+    class Away:
+        claims = 0
+
+        async def claim(self, key: RunKey) -> None:
+            self.claims += 1
+            raise StoreUnavailable("away")
+
+    log, pauses = Away(), []
+
+    async def slept(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 20:
+            raise asyncio.CancelledError
+
+    unused = cast(Any, None)
+    pump = Pump(RunKey("main", "r"), unused, cast(Any, log), unused, IngestOptions(), 1)
+    pump._linger_until = 0.0
+    monkeypatch.setattr(pump_module.random, "random", lambda: 1.0)
+    monkeypatch.setattr(pump_module.asyncio, "sleep", slept)
+    with pytest.raises(asyncio.CancelledError):
+        await pump.run()
+    assert log.claims == 20
+    assert pauses[:4] == [0.25, 0.5, 1.0, 2.0]
+    assert pauses[-1] == IngestOptions().backoff_cap_s
