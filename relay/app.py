@@ -65,6 +65,7 @@ class App:
         self._tokens = Tokens(token_secret)
         self._once = Once(self._store, keys)
         self._pulse = Pulse(settings.limits.connections)
+        self._public: list[web.TCPSite] = []
         self._say = telemetry.logger()
 
     async def run(self, stop: asyncio.Event, started: Callable[[App], None] = lambda _: None) -> None:
@@ -94,6 +95,9 @@ class App:
                 await stop.wait()
                 health.ready = False
             finally:
+                # Nobody new: a refused connection is tried again, but a 503 would end a plain EventSource for good.
+                for site in self._public:
+                    await site.stop()
                 await self._drain(ingestor)
                 for task in background:
                     task.cancel()
@@ -146,6 +150,8 @@ class App:
             raise StartupError(f"{what}: {host}:{port} {reason}") from error
         bound = runner.addresses[0]
         name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        if what == "server":
+            self._public.append(site)
         return f"http://{name}:{bound[1]}"
 
     async def _drain(self, ingestor: Ingestor) -> None:

@@ -31,6 +31,7 @@ const state = {
 window.relayState = state;
 
 const TONES = {
+  __proto__: null,
   running: "moving",
   cancelling: "moving",
   waiting_for_input: "waiting",
@@ -39,12 +40,14 @@ const TONES = {
   interrupted: "bad",
 };
 const FINAL = {
+  __proto__: null, // types are the upstream's own words: one may be called `constructor`
   "run.completed": "completed",
   "run.failed": "failed",
   "run.cancelled": "cancelled",
   "run.interrupted": "interrupted",
 };
 const MOVING = {
+  __proto__: null,
   "run.started": "running",
   "run.input_provided": "running",
   "run.resumed": "running",
@@ -549,6 +552,7 @@ class Transcript {
   }
 
   static #TELL = {
+    __proto__: null,
     "run.started"(data, event) {
       this.#mark(["Run started", data.model, clock(event.created_at)].filter(Boolean).join(" · "));
     },
@@ -669,7 +673,13 @@ class RunView {
   }
 
   event(event, text) {
-    this.#queue.push(() => this.#fold(event, text));
+    this.#queue.push(() => {
+      try {
+        this.#fold(event, text);
+      } catch {
+        this.log.add(event.seq, String(event.type), text); // data of a shape nobody thought of: told as it came
+      }
+    });
     this.#schedule();
   }
 
