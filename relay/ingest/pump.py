@@ -37,6 +37,8 @@ _GONE: Final = 3
 
 _MISSING_PAUSE_S: Final = 2.0
 """Between those: a load balancer in the middle of a deployment also answers 404."""
+_RETRY_AFTER_S: Final = 30.0
+"""An upstream may ask for patience, but not for more than this: somebody is watching."""
 _HEALTHY_S: Final = 5.0
 """A stream that lived this long was a good one, also if nothing happened on it."""
 
@@ -101,6 +103,7 @@ class Pump:
                 await self._owning(claim)
                 return True
             except (LogMoved, LeaseLost) as error:
+                self.lease = None
                 self._say.info("pump.reclaim", reason=error.code)
             except StoreUnavailable:
                 await asyncio.sleep(backoff.pause_s(random.random()))  # noqa: S311  (jitter, not a secret)
@@ -192,7 +195,7 @@ class Pump:
         """A connection brought nothing: has the run ended meanwhile? Then wait, longer each time."""
         if not self._run.ended:
             await self._ask_whether_ended()
-        floor_s = ending.retry_after_s or 0.0
+        floor_s = min(ending.retry_after_s or 0.0, _RETRY_AFTER_S)
         if self._missing:
             floor_s = max(floor_s, _MISSING_PAUSE_S)
         if ending.reason == "unauthorized":
