@@ -125,9 +125,7 @@ class Stream:
             if self._connection.closing:
                 raise ConnectionResetError
             if self._connection.full:
-                self._set_slow(slow=True)
-                await self._connection.drained()
-                self._set_slow(slow=False)
+                await self._until_taken()
             part = await self._read_back() if self._sub.behind else self._sub.take()
             if part is not None:
                 self._write(part)
@@ -137,6 +135,14 @@ class Stream:
                 self._tell_position()
                 return
             await asyncio.sleep(0)
+
+    async def _until_taken(self) -> None:
+        """Wait until the client has taken most of what was written."""
+        began = time.monotonic()
+        self._set_slow(slow=True)
+        await self._connection.drained()
+        self._set_slow(slow=False)
+        telemetry.DRAIN_LAG.observe(time.monotonic() - began)
 
     async def _read_back(self) -> Slice | Notice | None:
         try:

@@ -9,6 +9,7 @@ lost meanwhile are the position check's business.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 from relay import telemetry
@@ -29,6 +30,8 @@ class Ear:
 
     def __init__(self, connection: Bells, heard: Heard) -> None:
         self.channels: set[bytes] = set()
+        self._leaving: Counter[bytes] = Counter()
+        """Our own SUNSUBSCRIBEs that were not acknowledged yet: the last reader leaves, and another one comes at once."""
         self._connection = connection
         self._heard = heard
         self._unsaid: list[tuple[str, bytes]] = []
@@ -41,6 +44,7 @@ class Ear:
     def unsubscribe(self, channel: bytes) -> None:
         if channel in self.channels:
             self.channels.discard(channel)
+            self._leaving[channel] += 1
             self._say("SUNSUBSCRIBE", channel)
 
     def _say(self, command: str, channel: bytes) -> None:
@@ -72,8 +76,14 @@ class Ear:
                 self._heard(channel, payload)
             elif kind == b"ssubscribe":
                 self._heard(channel, None)
-            elif kind == b"sunsubscribe" and channel in self.channels:
-                raise StoreUnavailable("this server no longer holds a channel we asked for")
+            elif kind == b"sunsubscribe":
+                self._left(channel)
+
+    def _left(self, channel: bytes) -> None:
+        if self._leaving[channel] > 0:
+            self._leaving -= Counter((channel,))  # drops what falls to zero
+        elif channel in self.channels:
+            raise StoreUnavailable("this server no longer holds a channel we asked for")
 
     async def _speak(self) -> None:
         """Send what was asked for; a ping when nothing was."""

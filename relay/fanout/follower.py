@@ -106,9 +106,10 @@ class Follower:
 
     async def _learn(self, topics: Sequence[Topic]) -> None:
         if topics:
+            known = [topic.last_seq for topic in topics]
             states = await self._log.states([topic.key for topic in topics])
-            for topic, state in zip(topics, states, strict=True):
-                self._compare(topic, state)
+            for topic, state, seq in zip(topics, states, known, strict=True):
+                self._compare(topic, state, seq)
 
     async def _publish(self, topics: Sequence[Topic], since: dict[Topic, float]) -> None:
         if not topics:
@@ -137,18 +138,18 @@ class Follower:
                 await self._check([topic for topic in topics[start : start + _BATCH] if topic.ready.is_set()])
 
     async def _check(self, topics: Sequence[Topic]) -> None:
-        before = {topic: topic.last_seq for topic in topics}
+        known = [topic.last_seq for topic in topics]
         try:
             states = await self._log.states([topic.key for topic in topics])
         except StoreUnavailable:
             return
-        for topic, state in zip(topics, states, strict=True):
-            if state is not None and state.last_seq > topic.last_seq == before[topic] and topic not in self._rung:
+        for topic, state, seq in zip(topics, states, known, strict=True):
+            if state is not None and state.last_seq > topic.last_seq == seq and topic not in self._rung:
                 telemetry.BELLS_LOST.inc()
-            self._compare(topic, state)
+            self._compare(topic, state, seq)
 
-    def _compare(self, topic: Topic, state: LogState | None) -> None:
-        """Act on where Redis says the run is."""
+    def _compare(self, topic: Topic, state: LogState | None, known: int) -> None:
+        """Act on where Redis says the run is; `known` is the seq we had published when we asked."""
         if self._topics.get(topic.key) is not topic:
             return
         if not topic.ready.is_set():
@@ -158,10 +159,12 @@ class Follower:
             # Never pumped yet, or everything is gone: somebody must bring it (back); what we know stays true meanwhile.
             self._orphaned(topic.key)
             return
+        if known <= state.last_seq < topic.last_seq:
+            return  # an answer from before events that we have published meanwhile
         topic.learn(state)
         if state.last_seq > topic.last_seq:
             self._ring(topic, state=False)
-        elif state.last_seq < topic.last_seq:
+        elif state.last_seq < known:
             self._orphaned(topic.key)  # Redis lost what we have shown already; an owner fills it again
 
 

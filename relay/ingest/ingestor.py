@@ -9,6 +9,7 @@ resumes from the log's end; what nobody wants any more is given up. One bad run 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
@@ -200,7 +201,9 @@ class Ingestor:
 
     async def _say_wants(self) -> None:
         now = time.monotonic()
-        due = [key for key in self._watchers if now - self._wanted_at.get(key, 0.0) > self._options.unwanted_s / 3]
+        due = [
+            key for key in self._watchers if now - self._wanted_at.get(key, -math.inf) > self._options.unwanted_s / 3
+        ]
         if due and await self._asked(self._log.want(due), default=False) is not False:
             self._wanted_at.update(dict.fromkeys(due, now))
 

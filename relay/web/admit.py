@@ -50,9 +50,6 @@ class Principal:
     expires_at: float | None = None
     """Unix time; None for keys."""
 
-    def may_see(self, key: RunKey) -> bool:
-        return self.run is None or self.run == key
-
 
 class Admit:
     def __init__(self, server: ServerOptions, auth: AuthOptions, tokens: Tokens) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from relay import telemetry
 from relay.core.events import Event
 from relay.core.filters import Types
 from relay.core.ids import RunKey
@@ -20,7 +21,7 @@ from relay.fanout.options import FanoutOptions
 from relay.fanout.subscription import Subscription
 from relay.fanout.topic import Topic
 from relay.store.keys import Keys
-from relay.store.log import Append, Claim, Lease, Log
+from relay.store.log import Append, Claim, Lease, Log, LogState
 from relay.store.options import RedisOptions, RetentionOptions
 from relay.store.redis import Store
 
@@ -253,3 +254,49 @@ async def test_a_reader_beyond_the_end_of_a_sealed_run_has_the_upstream_asked(be
         assert bench.wanted.probed == []
         await bench.hub.settle(topic, 9)
         assert bench.wanted.probed == [run]
+
+
+async def test_a_reader_that_comes_as_the_last_one_leaves_does_not_silence_the_bells(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's word that we left must not be taken for the server having moved the channel."""
+    other, run = key(), key()
+    lost = telemetry.STORE_ERRORS.labels("bells")._value.get()
+    async with bench.hub.topic(other) as kept:
+        for _ in range(50):
+            async with bench.hub.topic(run):
+                pass
+        async with bench.hub.topic(run) as topic:
+            monkeypatch.setattr(bench.hub._follower, "_check", lambda topics: asyncio.sleep(0))
+            await bench.write(run, 3)
+            await bench.write(other, 3)
+            assert await read_all(bench, topic, 0, 3) == [1, 2, 3]
+            assert await read_all(bench, kept, 0, 3) == [1, 2, 3]
+    assert telemetry.STORE_ERRORS.labels("bells")._value.get() == lost
+
+
+async def test_an_answer_older_than_what_was_published_is_no_loss(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = key()
+    await bench.write(run, 3)
+    async with bench.hub.topic(run) as topic:
+        old = await bench.log.states([run])
+        asked, go_on = asyncio.Event(), asyncio.Event()
+
+        async def late(keys: Sequence[RunKey]) -> list[LogState | None]:
+            asked.set()
+            await go_on.wait()
+            return old
+
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.log, "states", late)
+            checking = asyncio.ensure_future(bench.hub._follower._check([topic]))
+            await asked.wait()
+        await bench.write(run, 6)
+        assert await read_all(bench, topic, 3, 6) == [4, 5, 6]
+        bench.wanted.wanted.clear()
+        go_on.set()
+        await checking
+        assert bench.wanted.wanted == []
+        assert topic.state.last_seq >= 3
