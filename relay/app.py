@@ -1,7 +1,8 @@
 """The composition root: builds every object once, owns the top task group, orders start and shutdown.
 
-Start: Redis checked -> background tasks -> listeners -> ready. Stop: not ready -> no new connections -> viewers told
-goodbye -> leases given back -> open requests end -> everything closed.
+Start: admin listener -> Redis waited for and checked -> background tasks -> public listener -> ready. Stop: not ready ->
+leases given back at once -> viewers told goodbye over a window -> no new connections -> open requests end -> everything
+closed.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import math
 import os
+import random
 import secrets
+import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Final
 
 import aiohttp
 from aiohttp import web
 
 from relay import __version__, telemetry
-from relay.core.errors import StartupError
+from relay.core.errors import StartupError, StoreUnavailable
 from relay.delivery.pulse import Pulse
 from relay.fanout.hub import Hub
 from relay.ingest.ingestor import Ingestor
@@ -38,6 +43,9 @@ from relay.web.once import Once
 from relay.web.runs import Runs
 from relay.web.tokens import Tokens
 from relay.web.ui import Dashboard
+
+_SAY_AGAIN_S: Final = 10.0
+"""How often we say that we still wait for Redis."""
 
 
 class App:
@@ -72,9 +80,6 @@ class App:
         """Raises StartupError if it cannot start."""
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._store.close)
-            await self._store.check()
-            if self._alone:
-                await self._log.forget_leases()
             session = await stack.enter_async_context(_session())
             upstreams = self._upstreams(session)
             ingestor = Ingestor(
@@ -82,6 +87,10 @@ class App:
             )
             hub = Hub(self._store, self._log, ingestor, self.settings.fanout)
             health = Health(self._store, hub, ingestor, lambda: masked(self.settings))
+            admit = Admit(self.settings.server, self.settings.auth, self._tokens)
+            await self._serve_admin(stack, admit, health)
+            if not await self._redis(stop, health):
+                return
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             background = [
                 tasks.create_task(ingestor.run(), name="ingestor"),
@@ -90,17 +99,35 @@ class App:
                 tasks.create_task(self._watch_server(), name="embedded server watch"),
             ]
             try:
-                await self._serve(stack, upstreams, hub, ingestor, health)
+                await self._serve(stack, admit, upstreams, hub, ingestor)
+                health.unready = None
+                self._announce()
                 started(self)
                 await stop.wait()
-                health.ready = False
             finally:
-                # Nobody new: a refused connection is tried again, but a 503 would end a plain EventSource for good.
-                for site in self._public:
-                    await site.stop()
-                await self._drain(ingestor)
+                health.unready = "stopping"
+                await self._drain(ingestor, self.settings.drain.window_s if stop.is_set() else 0.0)
                 for task in background:
                     task.cancel()
+
+    async def _redis(self, stop: asyncio.Event, health: Health) -> bool:
+        """Wait until Redis can be used; false if we are told to stop before. Raises StartupError if it never can."""
+        health.unready = "waiting for Redis"
+        said_at = -math.inf
+        while not stop.is_set():
+            try:
+                await self._store.check()
+                if self._alone:
+                    await self._log.forget_leases()
+                return True
+            except StoreUnavailable as error:
+                if time.monotonic() - said_at >= _SAY_AGAIN_S:
+                    said_at = time.monotonic()
+                    self._say.warning("redis.waiting", reason=error.message)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(random.uniform(0.5, 1.0)):  # noqa: S311  (a fleet must not march)
+                    await stop.wait()
+        return False
 
     def _upstreams(self, session: aiohttp.ClientSession) -> dict[str, Upstream]:
         return {
@@ -108,25 +135,25 @@ class App:
             for options in self.settings.upstreams
         }
 
+    async def _serve_admin(self, stack: AsyncExitStack, admit: Admit, health: Health) -> None:
+        server = self.settings.server
+        admin = door.build(routes.admin(health), admit, body_bytes=self.settings.limits.body_bytes)
+        self.admin_address = await self._listen(stack, admin, "server.admin", server.admin_host, server.admin_port)
+
     async def _serve(
-        self, stack: AsyncExitStack, upstreams: dict[str, Upstream], hub: Hub, ingestor: Ingestor, health: Health
+        self, stack: AsyncExitStack, admit: Admit, upstreams: dict[str, Upstream], hub: Hub, ingestor: Ingestor
     ) -> None:
-        server, limits = self.settings.server, self.settings.limits
-        admit = Admit(server, self.settings.auth, self._tokens)
+        server = self.settings.server
         directory = Directory(upstreams, self._log, hub)
         runs = Runs(directory, self._log, ingestor, self._tokens, self._once)
         events = Events(directory, hub, self._log, self._pulse, self.settings.delivery)
-        public = door.build(routes.public(runs, events, Dashboard()), admit, body_bytes=limits.body_bytes)
-        admin = door.build(routes.admin(health), admit, body_bytes=limits.body_bytes)
+        public = door.build(routes.public(runs, events, Dashboard()), admit, body_bytes=self.settings.limits.body_bytes)
         self.address = await self._listen(stack, public, "server", server.host, server.port)
-        self.admin_address = await self._listen(stack, admin, "server.admin", server.admin_host, server.admin_port)
         # Nothing of what was built so far ever becomes garbage: keep the collector from walking it again and again.
         gc.collect()
         gc.freeze()
         # Nearly all of what comes and goes afterwards is freed by its count: look for cycles a hundred times less often.
         gc.set_threshold(50_000, 20, 50)
-        health.ready = True
-        self._announce()
 
     async def _listen(self, stack: AsyncExitStack, app: web.Application, what: str, host: str, port: int) -> str:
         head = self.settings.limits.head_bytes
@@ -134,7 +161,7 @@ class App:
             app,
             access_log=None,
             logger=telemetry.server_logger(),
-            shutdown_timeout=self.settings.server.drain_s,
+            shutdown_timeout=self.settings.drain.close_s,
             max_line_size=head,
             max_field_size=head,
         )
@@ -154,10 +181,17 @@ class App:
             self._public.append(site)
         return f"http://{name}:{bound[1]}"
 
-    async def _drain(self, ingestor: Ingestor) -> None:
-        self._say.info("relay.draining", streams=self._pulse.count)
-        self._pulse.drain()
-        await ingestor.release()
+    async def _drain(self, ingestor: Ingestor, window_s: float) -> None:
+        self._say.info("relay.draining", streams=self._pulse.count, window_s=window_s)
+        if not self._alone:
+            await ingestor.release()
+        # Meanwhile the listener stays open: balancers need a moment to see that we are not ready, and a stream refused
+        # with 503 would end a plain EventSource for good.
+        await self._pulse.drain(window_s)
+        for site in self._public:
+            await site.stop()
+        self._pulse.close()
+        await ingestor.release()  # where nobody else can take them over, our viewers get their events until now
 
     async def _watch_server(self) -> None:
         while self._alive():  # noqa: ASYNC110  (a child process has no event to wait for)

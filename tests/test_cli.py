@@ -22,7 +22,7 @@ from relay.store.embedded import EmbeddedServer
 from relay.store.options import EmbeddedOptions
 from relay.web.admit import hash_of
 from relay.web.tokens import Tokens
-from tests.support.relay import RelayProcess, free_port
+from tests.support.relay import RelayProcess
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -121,27 +121,6 @@ def test_arguments_that_cannot_be_used(arguments: list[str]) -> None:
 
 
 # --- the surroundings: exit status 1 ---------------------------------------------------------------------------------
-def test_redis_that_nobody_serves(tmp_path: Path) -> None:
-    url = f"redis://:hush-hush@127.0.0.1:{free_port()}/0"
-    done = relay("serve", "--config", config(tmp_path, redis={"url": url}))
-    line = complaint(done, 1)
-    assert "redis.url" in line
-    assert "127.0.0.1" in line
-    assert "hush" not in done.stderr + done.stdout
-
-
-def test_redis_that_accepts_and_says_nothing(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
-        line = complaint(relay("serve", "--config", config(tmp_path, redis={"url": url, "timeout_s": 0.5})), 1)
-    assert "redis.url" in line
-
-
-def test_a_host_that_is_no_redis(tmp_path: Path) -> None:
-    line = complaint(relay("serve", "--config", config(tmp_path, redis={"url": "redis://no-such-host.invalid:1"})), 1)
-    assert "redis.url" in line
-
-
 def test_redis_that_evicts_is_refused(tmp_path: Path) -> None:
     server = EmbeddedServer.start(EmbeddedOptions(str(tmp_path / "redis")))
     try:

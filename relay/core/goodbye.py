@@ -19,9 +19,12 @@ class Goodbye:
     reconnect: bool = True
     after_ms: int = 1000
     """Shortest sensible pause before coming back; each client gets its own jitter on top."""
+    most_jitter_ms: int | None = None
+    """Bound of that jitter; None: the configured one."""
 
 
-DRAIN: Final = Goodbye("drain", "this relay is going away", 1012)
+# Those who are told so are told over a window already: they need not wait long on top of it.
+DRAIN: Final = Goodbye("drain", "this relay is going away", 1012, most_jitter_ms=1000)
 OVERLOAD: Final = Goodbye("overload", "this relay has more connections than it can carry", 1013, after_ms=5000)
 SLOW: Final = Goodbye("slow", "the reader took nothing for too long while events were waiting", 4408)
 AUTH_EXPIRED: Final = Goodbye("auth.expired", "the access token has expired", 4401)

@@ -69,5 +69,8 @@ async def _open(request: web.Request, wire: Wire, headers: dict[str, str]) -> we
 
 def last_words(wire: Wire, goodbye: Goodbye, options: DeliveryOptions) -> bytes:
     """The goodbye notice, with this client's own share of the jitter."""
-    jitter_ms = random.randint(0, options.retry_max_ms - options.retry_min_ms)  # noqa: S311  (no secret)
+    most_ms = options.retry_max_ms - options.retry_min_ms
+    if goodbye.most_jitter_ms is not None:
+        most_ms = min(most_ms, goodbye.most_jitter_ms)
+    jitter_ms = random.randint(0, most_ms)  # noqa: S311  (no secret)
     return wire.notice(wires.goodbye(goodbye, goodbye.after_ms + jitter_ms))

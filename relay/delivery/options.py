@@ -6,6 +6,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class DrainOptions:
+    window_s: float = 10.0
+    """At shutdown viewers are told goodbye one after the other over this long, so that their reconnects are spread; a
+    few of them take less of it. New connections are accepted until its end."""
+    close_s: float = 5.0
+    """How long open requests get to end after that."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeliveryOptions:
     heartbeat_s: float = 15.0
     """The longest silence on an open stream; a comment (SSE) or a ping (WebSocket) ends it."""

@@ -1,4 +1,7 @@
-"""Once a second, for all open streams of the process: heartbeats, expired access, stuck readers. One task, not one each."""
+"""All open streams of the process: once a second heartbeats, expired access, stuck readers; at shutdown their goodbyes.
+
+One task, not one each.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,16 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from relay import telemetry
 from relay.core.errors import Overloaded
 from relay.core.goodbye import DRAIN, Goodbye
 from relay.delivery.stream import Stream
+
+_TICK_S: Final = 0.05
+_TOLD_PER_S: Final = 20.0
+"""So few reconnects are no storm anywhere: a window that would tell fewer is shortened."""
 
 
 class Pulse:
@@ -44,14 +52,32 @@ class Pulse:
         viewers = telemetry.VIEWERS.labels(wire)
         self._streams.add(stream)
         viewers.inc()
+        if self._draining:  # it was let in before, and made ready meanwhile
+            stream.say_goodbye(DRAIN)
         try:
             yield
         finally:
             self._streams.discard(stream)
             viewers.dec()
 
-    def drain(self, goodbye: Goodbye = DRAIN) -> None:
-        """Tell everybody goodbye and let nobody in any more."""
+    async def drain(self, window_s: float, goodbye: Goodbye = DRAIN) -> None:
+        """Tell one stream after the other goodbye, spread over a window; those that come meanwhile too.
+
+        Ends early when nobody is left.
+        """
+        now, owed = time.monotonic(), 0.0
+        until = now + min(window_s, len(self._streams) / _TOLD_PER_S)
+        while self._streams and now < until:
+            # As many of those that are left as keeps the pace even, whoever has come or gone since.
+            owed += len(self._streams) * min(1.0, _TICK_S / (until - now))
+            for stream in random.sample(tuple(self._streams), min(int(owed), len(self._streams))):
+                stream.say_goodbye(goodbye)
+            owed %= 1
+            await asyncio.sleep(min(_TICK_S, until - now))
+            now = time.monotonic()
+
+    def close(self, goodbye: Goodbye = DRAIN) -> None:
+        """Let nobody in any more, and tell everybody who is left."""
         self._draining = True
         for stream in tuple(self._streams):
             stream.say_goodbye(goodbye)

@@ -25,7 +25,7 @@ from relay.store.tied import tie
 HOST = "127.0.0.1"
 _POLL_S = 0.02
 _GRACE_S = 8.0
-"""How long a relay may take to drain before it is killed; longer than `server.drain_s`."""
+"""How long a relay may take to drain before it is killed; longer than `drain.window_s` and `drain.close_s`."""
 
 
 def free_port(wanted: int) -> int:

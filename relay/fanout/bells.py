@@ -125,15 +125,21 @@ class BellListener:
         """For ever: find a home for channels that have none."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            for channel in self._channels:
+            try:
+                await self._place_for_ever()
+            finally:
+                self._tasks = None  # requests that are still open at shutdown hear nothing any more
+
+    async def _place_for_ever(self) -> None:
+        for channel in self._channels:
+            self._place(channel)
+        while True:
+            await self._homeless.wait()
+            self._homeless.clear()
+            await asyncio.sleep(_AGAIN_S)
+            await self._look_again()
+            for channel in [channel for channel, name in self._channels.items() if name is None]:
                 self._place(channel)
-            while True:
-                await self._homeless.wait()
-                self._homeless.clear()
-                await asyncio.sleep(_AGAIN_S)
-                await self._look_again()
-                for channel in [channel for channel, name in self._channels.items() if name is None]:
-                    self._place(channel)
 
     async def _look_again(self) -> None:
         try:
@@ -143,7 +149,7 @@ class BellListener:
 
     def _place(self, channel: bytes) -> None:
         if self._tasks is None:
-            return  # `run` places everything when it starts
+            return  # `run` places everything when it starts; nothing is heard after its end
         node = self._store.node_of(channel.decode())
         if node is None:
             self._homeless.set()

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from relay.core.errors import ConfigError
 from relay.core.options import Secret
-from relay.delivery.options import DeliveryOptions
+from relay.delivery.options import DeliveryOptions, DrainOptions
 from relay.fanout.options import FanoutOptions
 from relay.ingest.options import IngestOptions, UpstreamOptions
 from relay.store.options import EmbeddedOptions, RedisOptions, RetentionOptions
@@ -43,6 +43,7 @@ class Settings:
     ingest: IngestOptions = field(default_factory=IngestOptions)
     fanout: FanoutOptions = field(default_factory=FanoutOptions)
     delivery: DeliveryOptions = field(default_factory=DeliveryOptions)
+    drain: DrainOptions = field(default_factory=DrainOptions)
     limits: LimitOptions = field(default_factory=LimitOptions)
     auth: AuthOptions = field(default_factory=AuthOptions)
     log: LogOptions = field(default_factory=LogOptions)

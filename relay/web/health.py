@@ -23,8 +23,9 @@ class Health:
         self._hub = hub
         self._ingestor = ingestor
         self._config = config
-        self.ready = False
-        """Set by the composition root once everything runs, cleared first thing when it is told to stop."""
+        self.unready: str | None = "starting"
+        """Why this process is not to be sent anybody; None once everything runs, and again something when it is told to
+        stop. Set by the composition root."""
 
     async def healthz(self, _: web.Request) -> web.Response:
         """Alive: the event loop turns. Says nothing of Redis, so that a Redis outage restarts nobody."""
@@ -32,8 +33,8 @@ class Health:
 
     async def readyz(self, _: web.Request) -> web.Response:
         """Ready: told to serve, and the log can be reached."""
-        if not self.ready:
-            return json_response({"status": "not ready", "reason": "starting or stopping"}, status=503)
+        if self.unready is not None:
+            return json_response({"status": "not ready", "reason": self.unready}, status=503)
         try:
             async with asyncio.timeout(2):
                 await self._store.ping()

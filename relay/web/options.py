@@ -24,8 +24,6 @@ class ServerOptions:
     rebound); `*` allows any. Guards against DNS rebinding."""
     cors_origins: tuple[str, ...] = ()
     """Origins (`https://app.example.com`) whose pages may read and act; the server's own origin always may."""
-    drain_s: float = 5.0
-    """How long open requests get to end at shutdown after their viewers were told goodbye."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,9 @@ Taps = Callable[[object], Tap | None]
 
 
 def free_port() -> int:
-    """Below the ephemeral range and 45535, so that a cluster's bus port (+ 10000) exists too."""
-    for port in range(20000 + os.getpid() % 5000 * 4, 45000):
+    """Below the ephemeral range, as is a cluster's bus port (+ 10000): a server comes back on its port again and again, and
+    nobody's outgoing connection may sit on it meanwhile."""
+    for port in range(10000 + os.getpid() % 1000 * 12, 22700):
         with socket.socket() as sock, socket.socket() as bus:
             try:
                 sock.bind(("127.0.0.1", port))

@@ -185,6 +185,8 @@ def _ranges(seqs: list[int]) -> list[list[int]]:
 
 _EVENTS = re.compile(rb"GET /v1/runs/([A-Za-z0-9_-]+)/events(\?\S*)? HTTP/1\.1\r\n")
 
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+
 
 class UpstreamTap:
     """The event streams a relay process opens upstream: each with its run, its kind, and when it was open."""
@@ -195,6 +197,7 @@ class UpstreamTap:
         self._following = following
         """The streams open now, by run; shared by all taps."""
         self._asked: dict[str, Any] | None = None
+        self._tail = b""
 
     def up(self, data: bytes) -> None:
         for match in _EVENTS.finditer(data):
@@ -215,6 +218,9 @@ class UpstreamTap:
     def down(self, data: bytes) -> None:
         if self._asked is not None and self._asked["status"] is None and data.startswith(b"HTTP/1.1 "):
             self._asked["status"] = int(data[9:12])
+        self._tail = (self._tail + data)[-len(_LAST_CHUNK) :]
+        if self._tail == _LAST_CHUNK:  # from here on the connection is idle, and may wait for another run's request
+            self._end()
 
     def closed(self) -> None:
         self._end()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from relay import telemetry
+from relay.core.errors import StoreUnavailable
 from relay.core.events import Event
 from relay.core.filters import Types
 from relay.core.ids import RunKey
@@ -300,3 +301,17 @@ async def test_an_answer_older_than_what_was_published_is_no_loss(
         await checking
         assert bench.wanted.wanted == []
         assert topic.state.last_seq >= 3
+
+
+async def test_a_request_that_outlives_the_hub_is_refused_and_crashes_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.fanout.hub._READY_S", 0.2)
+    async with bench.hub.topic(key()):
+        running = [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "Hub.run"]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        with pytest.raises(StoreUnavailable):
+            async with bench.hub.topic(key()):
+                pass

@@ -312,7 +312,7 @@ def test_the_grace_period_is_longer_than_the_drain(helm: Helm, name: str) -> Non
     hook = rendered.relay().get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sleep(0)"])
     seconds = re.search(r"sleep\((\d+)\)", hook[-1])
     assert seconds is not None
-    drain = rendered.config()["server"]["drain_s"]
+    drain = sum(rendered.config()["drain"].values())
     assert rendered.pod()["spec"]["terminationGracePeriodSeconds"] > int(seconds[1]) + drain
 
 
@@ -327,7 +327,7 @@ def test_with_redis_an_update_never_takes_a_pod_away_and_without_it_never_adds_o
 
 @pytest.mark.parametrize(
     "change",
-    [at("config.server.drain_s", 3), at("secrets.upstreamTokens", {"main": "another"})],
+    [at("config.drain.window_s", 3), at("secrets.upstreamTokens", {"main": "another"})],
     ids=["config", "secret"],
 )
 def test_a_change_rolls_the_pods(helm: Helm, change: dict[str, Any]) -> None:
@@ -483,7 +483,7 @@ SCHEMA_REFUSES: list[tuple[dict[str, Any], str, str]] = [
     (at("config.server.port", 80), "/config/server/port", "1,?024"),
     (at("config.server.host", "1.2.3.4"), "/config/server", "host"),
     (at("config.server.workers", 4), "/config/server/workers", "1"),
-    (at("config.server.drain_s", 0), "/config/server/drain_s", "0"),
+    (at("config.drain.close_s", 0), "/config/drain/close_s", "0"),
     (at("config.server.allowed_hosts", ["relay:8080"]), "/config/server/allowed_hosts/0", "pattern"),
     (at("config.server.cors_origins", ["https://App/x"]), "/config/server/cors_origins/0", "pattern"),
     (at("config.redis.url", "redis://r"), "/config/redis", "url"),
@@ -538,7 +538,7 @@ OWN_TOKEN = [{**VALUES["minimal"]["config"]["upstreams"][0], "token": "env:TOKEN
         (
             "minimal",
             at("terminationGracePeriodSeconds", 10),
-            ["terminationGracePeriodSeconds is 10", "config.server.drain_s"],
+            ["terminationGracePeriodSeconds is 10", "config.drain.window_s"],
         ),
         ("full", at("secrets.existing", EXISTING), ["secrets.existing.name", "must be empty"]),
         ("full", at("persistence.enabled", True), ["persistence.enabled", "Redis"]),

@@ -23,7 +23,8 @@ from relay.ingest.options import UpstreamOptions
 from relay.settings import Settings
 
 FAST: dict[str, dict[str, Any]] = {
-    "server": {"port": 0, "admin_port": 0, "drain_s": 2.0},
+    "server": {"port": 0, "admin_port": 0},
+    "drain": {"window_s": 0.3, "close_s": 2.0},
     "ingest": {
         "linger_s": 0.3,
         "stall_s": 2.0,
@@ -108,7 +109,7 @@ class RelayProcess:
         }
         if redis_url is not None:
             self._environment["RELAY_REDIS__URL"] = redis_url
-        for name in {"ingest", "fanout", *sections}:
+        for name in {"ingest", "fanout", "drain", *sections}:
             for field, value in {**FAST.get(name, {}), **sections.get(name, {})}.items():
                 self._environment[f"RELAY_{name}__{field}".upper()] = str(value)
         self.process: asyncio.subprocess.Process | None = None

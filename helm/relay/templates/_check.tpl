@@ -74,6 +74,6 @@ What values.schema.json cannot say: values that contradict each other. Every mes
 {{- $least := include "relay.shutdownSeconds" . | int -}}
 {{- $given := include "relay.terminationGracePeriodSeconds" . | int -}}
 {{- if le $given $least -}}
-{{- fail (printf "terminationGracePeriodSeconds is %d, but preStopSleepSeconds and config.server.drain_s take %d: it must be more, or relay is killed while it drains" $given $least) -}}
+{{- fail (printf "terminationGracePeriodSeconds is %d, but preStopSleepSeconds, config.drain.window_s and config.drain.close_s take %d: it must be more, or relay is killed while it drains" $given $least) -}}
 {{- end -}}
 {{- end -}}

@@ -263,10 +263,10 @@ volumeMounts:
 {{- end }}
 {{- end -}}
 
-{{/* Seconds; a fraction of drain_s counts whole. */}}
+{{/* Seconds; fractions count whole. */}}
 {{- define "relay.shutdownSeconds" -}}
 {{- $preStop := ternary (int .Values.preStopSleepSeconds) 0 (eq .Values.mode "deployment") -}}
-{{- add $preStop (ceil .Values.config.server.drain_s | int) -}}
+{{- add $preStop (ceil .Values.config.drain.window_s | int) (ceil .Values.config.drain.close_s | int) -}}
 {{- end -}}
 
 {{- define "relay.terminationGracePeriodSeconds" -}}

@@ -1,0 +1,106 @@
+"""Goodbyes over a window: everybody is told exactly when due, whoever comes or goes meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from relay.core.errors import Overloaded
+from relay.core.goodbye import DRAIN
+from relay.delivery import pulse as module
+from relay.delivery.pulse import Pulse
+
+
+class FakeStream:
+    """Leaves as soon as it was told, as a request's task does."""
+
+    def __init__(self) -> None:
+        self.told = 0
+        self.place: Any = None
+
+    def say_goodbye(self, goodbye: object) -> None:
+        assert goodbye is DRAIN
+        self.told += 1
+        if self.place is not None:
+            asyncio.get_running_loop().call_soon(self.place.close)
+
+    def beat(self, now: float, wall: float) -> None: ...
+
+
+def enter(pulse: Pulse) -> FakeStream:
+    stream = FakeStream()
+    stream.place = ExitStack()
+    stream.place.enter_context(pulse.beating(stream, "sse"))  # type: ignore[arg-type]
+    return stream
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Time passes only where the drain sleeps; the list has every moment it slept."""
+    now = [100.0]
+    real_sleep = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        now.append(now[-1] + seconds)
+        await real_sleep(0)
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[-1])
+    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    return now
+
+
+@pytest.mark.parametrize(
+    ("many", "window_s"), [(1, 10), (7, 10), (20, 10), (200, 10), (201, 10), (1000, 10), (1000, 0.2)]
+)
+async def test_the_goodbyes_are_spread_evenly(ticks: list[float], many: int, window_s: float) -> None:
+    pulse = Pulse(10_000)
+    streams = [enter(pulse) for _ in range(many)]
+    began, told = ticks[-1], []
+    draining = asyncio.create_task(pulse.drain(window_s))
+    while not draining.done():
+        told.append((ticks[-1] - began, sum(stream.told for stream in streams)))
+        await asyncio.sleep(0)
+    pulse.close()
+    for stream in streams:
+        stream.place.close()
+    assert all(stream.told == 1 for stream in streams)
+    length = min(window_s, many / 20)
+    assert ticks[-1] - began <= length + 0.06
+    for at, count in told:  # the straight line from nobody to everybody, give or take two ticks and one stream
+        assert abs(count - many * min(1.0, at / length)) <= 2 * many * 0.05 / length + 1, (at, count)
+
+
+async def test_who_comes_while_we_drain_is_told_too_and_nobody_is_let_in_afterwards(ticks: list[float]) -> None:
+    pulse = Pulse(10)
+    streams = [enter(pulse) for _ in range(5)]
+    draining = asyncio.create_task(pulse.drain(10))
+    while not any(stream.told for stream in streams):
+        await asyncio.sleep(0)
+    with pulse.place():
+        streams.append(enter(pulse))
+    await draining
+    pulse.close()
+    await asyncio.sleep(0)
+    assert all(stream.told for stream in streams)
+    assert pulse.count == 0
+    with pytest.raises(Overloaded), pulse.place():
+        pass
+    late = enter(pulse)  # let in before, ready only now
+    assert late.told
+
+
+async def test_without_viewers_there_is_nothing_to_wait_for(ticks: list[float]) -> None:
+    await Pulse(10).drain(10)
+    assert len(ticks) == 1
+
+
+async def test_without_a_window_everybody_is_told_at_once(ticks: list[float]) -> None:
+    pulse = Pulse(10)
+    streams = [enter(pulse) for _ in range(5)]
+    await pulse.drain(0)
+    assert len(ticks) == 1
+    pulse.close()
+    assert all(stream.told == 1 for stream in streams)
