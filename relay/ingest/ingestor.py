@@ -76,7 +76,11 @@ class Ingestor:
 
     def want(self, key: RunKey) -> None:
         """Somebody should pump this run now (it was just created, its owner let go, its log was lost)."""
-        self._start(key)
+        pumped = self._pumped.get(key)
+        if pumped is not None:
+            pumped.pump.nudge()
+        else:
+            self._start(key)
 
     async def decided(self, key: RunKey) -> None:
         """Returns once it is known who owns a run that is wanted here: this process or another one."""
@@ -180,7 +184,7 @@ class Ingestor:
     async def _renew(self) -> None:
         held = {key: one.pump for key, one in self._pumped.items() if one.pump.lease is not None}
         leases = [(pump.lease, pump.durable_seq) for pump in held.values() if pump.lease is not None]
-        if not leases:
+        if not leases or self._closing:
             return
         answers = await self._asked(self._log.renew(leases)) or {}
         for key, refusal in answers.items():

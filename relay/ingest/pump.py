@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import Final
 
@@ -59,6 +59,7 @@ class Pump:
         """The last seq this pump knows to be in the log."""
         self.decided = asyncio.Event()
         """Set once it is known who owns the run: this pump, or another."""
+        self._nudged = asyncio.Event()
         self._upstream = upstream
         self._log = log
         self._committer = committer
@@ -92,6 +93,7 @@ class Pump:
         seen_left_s: float | None = None
         while True:
             try:
+                self._nudged.clear()  # before we ask: whoever lets go after the answer wakes us
                 claim = await self._log.claim(self.key)
                 if not isinstance(claim, Claim):
                     if seen_left_s is not None and claim > seen_left_s:
@@ -117,8 +119,15 @@ class Pump:
         Returns what will be left of the lease if it was not, and a little more.
         """
         pause_s = min(left_s, self._options.lease_s / 3) + 0.05
-        await asyncio.sleep(pause_s)
-        return left_s - pause_s + 0.02
+        began = time.monotonic()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._nudged.wait()
+        return left_s - (time.monotonic() - began) + 0.02
+
+    def nudge(self) -> None:
+        """The run's owner has let go: if this pump waits for the end of its lease, it need not wait any longer."""
+        self._nudged.set()
 
     def interrupt(self) -> None:
         """The run's state in Redis is not what this pump thinks: stop what it does, claim anew, resume from there."""

@@ -495,7 +495,7 @@ def _pause(fault: Row, truth: Truth, shown: Sequence[Delivery]) -> float | None:
         for delivery in shown
         if delivery.seq in truth.at
         and t0 < delivery.t
-        and t0 - 0.2 <= truth.at[delivery.seq] <= t0 + 8
+        and t0 - 0.2 <= truth.at[delivery.seq] <= t0 + 1
         and delivery.relay != victim
         and delivery.since < t0 - 0.3
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any, cast
 
 import pytest
@@ -74,3 +76,34 @@ async def test_a_store_that_is_away_is_never_asked_without_a_pause(monkeypatch: 
     assert log.claims == 20
     assert pauses[:4] == [0.25, 0.5, 1.0, 2.0]
     assert pauses[-1] == IngestOptions().backoff_cap_s
+
+
+async def test_one_that_waits_for_the_end_of_a_lease_claims_at_once_when_its_owner_lets_go(
+    upstream: ScriptedUpstream, redis_url: str
+) -> None:
+    """The lease is so long that only the bell can have brought the second relay to it."""
+    prefix = f"t{secrets.token_hex(4)}"
+    slow: dict[str, Any] = {"ingest": {"lease_s": 90.0}, "fanout": {"check_s": 60.0}}
+    run_id = upstream.add_run([("run.started", {})])
+    async with AsyncExitStack() as stack:
+        second = await stack.enter_async_context(running(upstream.url, redis_url, prefix=prefix, **slow))
+        journal = Journal()
+        async with running(upstream.url, redis_url, prefix=prefix, **slow) as first:
+            owners = Journal()
+            watching = [asyncio.create_task(watch_sse(first.session, first.events(run_id), owners))]
+            await until(lambda: owners.seqs == [1])
+            watching.append(asyncio.create_task(watch_sse(second.session, second.events(run_id), journal)))
+            await until(lambda: journal.seqs == [1])
+            for task in watching[:1]:
+                task.cancel()
+        upstream.append(run_id, "message.delta", {"content_delta": "a"})
+        await until(lambda: journal.seqs == [1, 2])
+        upstream.finish(run_id)
+        await watching[1]
+        assert upstream.max_following(run_id) == 1
+
+
+async def until(fact: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not fact():
+            await asyncio.sleep(0.01)
