@@ -6,7 +6,7 @@ SEED   ?= 1
 ROUNDS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint types ship browser campaign bench bench-short clean
+.PHONY: help run test test-fast lint types ship browser campaign rolling bench bench-short clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ browser: $(VENV)/.ready  ## the tests in a real Chromium (which must be on this 
 
 campaign: $(VENV)/.ready  ## real processes under seeded faults, judged by an offline checker (SEED, ROUNDS)
 	$(BIN)/python -m tests.campaign --seed $(SEED) --rounds $(ROUNDS) $(ARGS)
+
+rolling: $(VENV)/.ready  ## a rolling restart under a thousand viewers: nothing lost, reconnects counted (SEED)
+	$(BIN)/python -m tests.campaign.rolling --seed $(SEED) $(ARGS)
 
 bench: $(VENV)/.ready  ## throughput and latency against peers, as ratios of one run (minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'

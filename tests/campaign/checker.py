@@ -175,7 +175,7 @@ class _Reader:
         self.done = ""
 
 
-class _Readers:
+class Readers:
     """Goes through the journal once."""
 
     def __init__(
@@ -479,7 +479,7 @@ def _pauses(evidence: Evidence, truths: dict[str, Truth], deliveries: Sequence[D
                     worst[what].append({"s": round(pause, 3), "round": fault["n"], "run": run, "reader": name})
     return {
         what: {
-            **{name: _summary(values) for name, values in each.items()},
+            **{name: summary(values) for name, values in each.items()},
             "samples": {name: [round(value, 4) for value in values] for name, values in each.items()},
             "worst": sorted(worst[what], key=lambda row: -row["s"])[:10],
         }
@@ -519,7 +519,7 @@ def _others(faults: Sequence[Row], fault: Row, run: str, relay: int, pause: floa
     return False
 
 
-def _summary(values: Sequence[float]) -> Row:
+def summary(values: Sequence[float]) -> Row:
     ordered = sorted(values)
     if not ordered:
         return {"n": 0}
@@ -531,7 +531,7 @@ def _summary(values: Sequence[float]) -> Row:
 
 
 # ── all of it ───────────────────────────────────────────────────────────────────────────────────────────────────────
-def _watched(faults: Sequence[Row], readers: _Readers) -> int:
+def _watched(faults: Sequence[Row], readers: Readers) -> int:
     """Rounds with readers before, during and after."""
     times = sorted(delivery.t for delivery in readers.deliveries)
     opened = sorted(start for start, _, _ in readers.open)
@@ -558,22 +558,31 @@ def _lateness(truths: dict[str, Truth], deliveries: Sequence[Delivery]) -> list[
     return late
 
 
-def judge(evidence: Evidence) -> Row:
-    """The report."""
-    found = Findings()
+Verdicts = dict[tuple[str, int, str], tuple[str, str]]
+
+
+def read(evidence: Evidence, found: Findings) -> tuple[dict[str, Truth], Verdicts, Readers]:
+    """What readers were shown against what is true: the part that needs journals and truth alone."""
     skew = evidence.meta.get("wall_minus_monotonic", 0.0)
-    failovers = evidence.meta.get("topology", "single") != "single"
-    faults = [fault for fault in evidence.faults if "failed" not in fault]
     truths = {row["run"]: Truth(row["events"], skew) for row in evidence.truth}
     verdicts = {
         (row["run"], row["seq"], row["sha"]): _verdict(truths[row["run"]], row["seq"], row["text"])
         for row in evidence.texts
         if row["run"] in truths
     }
-    readers = _Readers(truths, verdicts, found)
+    readers = Readers(truths, verdicts, found)
     for row in evidence.journal:
         readers.take(row)
     _unfinished(evidence.runs, readers.readers, found)
+    return truths, verdicts, readers
+
+
+def judge(evidence: Evidence) -> Row:
+    """The report."""
+    found = Findings()
+    failovers = evidence.meta.get("topology", "single") != "single"
+    faults = [fault for fault in evidence.faults if "failed" not in fault]
+    truths, verdicts, readers = read(evidence, found)
     writes = [write for write in evidence.writes if write["op"] != "unreadable"]
     _durability(readers.first, writes, found)
     split = _fences(writes, evidence.faults, failovers, found)
@@ -599,7 +608,7 @@ def judge(evidence: Evidence) -> Row:
         "following": following,
         "old_fence_writes_around_failovers": split,
         "pauses": _pauses(evidence, truths, readers.deliveries),
-        "lateness": _summary(late),
+        "lateness": summary(late),
         "writes": dict(Counter(f"{write['op']} {write['answer'].partition(' ')[0]}" for write in writes)),
         "statuses": {str(status): count for status, count in sorted(readers.statuses.items())},
         "connection_ends": dict(readers.ways),
@@ -630,7 +639,7 @@ def _incidents(evidence: Evidence) -> Row:
     }
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def rows(path: Path) -> Iterator[Row]:
     if not path.exists():
         return
     with path.open() as file:
@@ -643,9 +652,9 @@ def load(folder: Path) -> Evidence:
     names = ("faults", "processes", "runs", "truth", "writes", "streams", "log")
     return Evidence(
         meta=meta,
-        journal=_rows(folder / "journal.jsonl"),
-        texts=_rows(folder / "texts.jsonl"),
-        **{name: list(_rows(folder / f"{name}.jsonl")) for name in names},
+        journal=rows(folder / "journal.jsonl"),
+        texts=rows(folder / "texts.jsonl"),
+        **{name: list(rows(folder / f"{name}.jsonl")) for name in names},
     )
 
 

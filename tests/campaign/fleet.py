@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ class Relay:
         tree: Path,
         prefix: str,
         bug: str | None = None,
-        settings: dict[str, object] | None = None,
+        settings: Mapping[str, object] | None = None,
+        impatience: Mapping[str, object] = SETTINGS,
     ) -> None:
         self.index = index
         self.port, self.admin_port = ports
@@ -74,7 +75,7 @@ class Relay:
             "REDIS__URL": redis_url,
             "REDIS__PREFIX": prefix,
             "UPSTREAMS": json.dumps([upstream]),
-            **SETTINGS,
+            **impatience,
             **(settings or {}),
         }
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
@@ -127,7 +128,7 @@ class Relay:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
-    async def take_down(self, number: signal.Signals, down_s: float) -> None:
+    async def take_down(self, number: signal.Signals, down_s: float, patience_s: float = 15.0) -> None:
         """End it by this signal and leave it down for a while."""
         if not self.running:
             return
@@ -135,7 +136,7 @@ class Relay:
         try:
             self._signal(number)
             try:
-                async with asyncio.timeout(15):
+                async with asyncio.timeout(patience_s):
                     await self._ended.wait()
             except TimeoutError:
                 self._say("would_not_end")

@@ -23,7 +23,7 @@ import random
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import aiohttp
 import orjson
@@ -31,6 +31,13 @@ import uvloop
 
 _SILENCE_S = 6.0
 """Longer than two heartbeats: then the connection is dead, whatever TCP says."""
+
+
+class Named(Protocol):
+    """Who writes: a logical reader on one of its connections."""
+
+    name: str
+    connection: int
 
 
 class Book:
@@ -41,7 +48,7 @@ class Book:
         self._texts = texts
         self._known: dict[tuple[str, int], set[str]] = {}
 
-    def write(self, reader: Reader, **what: Any) -> None:
+    def write(self, reader: Named, **what: Any) -> None:
         line = {"r": reader.name, "c": reader.connection, "t": round(time.monotonic(), 6), **what}
         self._journal.write(orjson.dumps(line).decode() + "\n")
 

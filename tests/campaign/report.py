@@ -59,8 +59,11 @@ def _lines(results: list[dict[str, Any]]) -> list[str]:
     )
     for what, words in (("kill", "kill -9 of the owner"), ("drain", "drain of the owner")):
         for part in ("clean", "all"):
-            row(f"pause of viewers elsewhere, {words}, {part}", *(_pause(r["pauses"][what][part]) for r in results))
-    row("lateness of all deliveries", *(_pause(result["lateness"]) for result in results))
+            row(
+                f"pause of viewers elsewhere, {words}, {part}",
+                *(milliseconds(r["pauses"][what][part]) for r in results),
+            )
+    row("lateness of all deliveries", *(milliseconds(result["lateness"]) for result in results))
     for name in ("most_at_once", "overlaps", "overlaps_longer_than_a_moment", "overlaps_explained_by_takeover",
                  "overlap_seconds", "longest_overlap_s", "stream_seconds"):  # fmt: skip
         row("following upstream streams of a run: " + name.replace("_", " "), *(r["following"][name] for r in results))
@@ -82,7 +85,7 @@ def _words(value: Any) -> str:
     return ", ".join(f"{name}: {count}" for name, count in value.items()) or "none"
 
 
-def _pause(summary: dict[str, Any]) -> str:
+def milliseconds(summary: dict[str, Any]) -> str:
     if not summary["n"]:
         return "no sample"
     parts = [f"{name} {summary[name] * 1000:.0f}" for name in ("p50", "p90", "p99", "max")]

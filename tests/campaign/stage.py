@@ -19,7 +19,7 @@ Record = Callable[[dict[str, Any]], None]
 _WORDS = ("a", "stream", "of", "wörds", "🙂", "and\nlines", "\\", '"quoted"', "<tag>&", "  ", "中文", "fin")
 
 
-def _deltas(chance: random.Random, count: int, dt_ms: Callable[[int], float]) -> list[dict[str, Any]]:
+def deltas(chance: random.Random, count: int, dt_ms: Callable[[int], float]) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = [{"type": "run.started", "data": {"model": "m"}, "dt_ms": 0}]
     for i in range(count):
         kind = chance.random()
@@ -63,12 +63,12 @@ def script(
         return shape, events
     if shape == "slow":
         gap = chance.uniform(700, 2500)
-        events = _deltas(chance, int(length * 1000 / gap) + 1, lambda _: gap)
+        events = deltas(chance, int(length * 1000 / gap) + 1, lambda _: gap)
     elif shape == "bursts":
-        events = _deltas(chance, int(length * 15), lambda i: 2000 if i % 30 == 0 else 0)
+        events = deltas(chance, int(length * 15), lambda i: 2000 if i % 30 == 0 else 0)
     else:
         rate = 60 if shape == "quick" else chance.uniform(8, 25)
-        events = _deltas(chance, int(length * rate), lambda _: 1000 / rate)
+        events = deltas(chance, int(length * rate), lambda _: 1000 / rate)
     if shape == "holes":
         seq = 0
         for event in events:
