@@ -94,7 +94,8 @@ class Stream:
 
     def take(self, seq: int, framed: bytes) -> bool:
         """Write a new frame straight to the socket, if this stream rests at the end of the log and keeps up."""
-        if not self.resting or self.transport.get_write_buffer_size() > _HIGH_WATER:
+        # A follower may have left since it was listed; uvloop raises on a write to it, and the whole load would end.
+        if not self.resting or self.transport.is_closing() or self.transport.get_write_buffer_size() > _HIGH_WATER:
             return False
         self.transport.write(b"%x\r\n%b\r\n" % (len(framed), framed))
         self.cursor = seq
