@@ -186,7 +186,8 @@ class Rolling:
             names[viewer["run"]][viewer["r"]] = {"leaves": False}
         for run in self.runs:
             self._truth({"run": run, "events": await self._up.truth(run)})
-            self._runs({"run": run, "t2": time.monotonic(), "readers": names[run]})
+            counters = await self._up.call("counters", run_id=run)
+            self._runs({"run": run, "t2": time.monotonic(), "readers": names[run], "counters": counters})
 
 
 async def rolling(options: Options, *, show: Any = print) -> Path:

@@ -8,6 +8,7 @@ A pure function of the recorded files; imports nothing of relay. The measures:
   they were asked to wait is part of it.
 - *handover*: of viewers on *other* replicas, whose connection lived on, but whose run the replica that went away had
   pumped: the greatest lateness (from the upstream's word to the viewer) of what was said around the SIGTERM.
+- *staying*: the same for viewers on the replica itself, between the SIGTERM and their goodbye.
 - *bystanders*: the same for runs that others pumped: what the machine itself did to everybody at that time.
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
 from pathlib import Path
@@ -114,7 +115,7 @@ def noted(journal: Iterator[Row], places: Places, attempts: list[Attempt]) -> It
 
 
 def judge(record: Record) -> Row:
-    found = Findings()
+    found, runs = Findings(), record.evidence.runs
     truths, _, readers = read(record.evidence, found)
     began = record.restarts[0]["t0"] if record.restarts else 0.0
     shown = _by_run(readers.deliveries)
@@ -123,6 +124,7 @@ def judge(record: Record) -> Row:
         restart |= {name: round(restart[name] - began, 3) for name in ("sigterm_at", "exit_at", "ready_at")}
     pauses = [pause for restart in restarts for pause in restart.pop("pause_samples")]
     handover = [pause for restart in restarts for pause in restart.pop("handover_samples")]
+    staying = [pause for restart in restarts for pause in restart.pop("staying_samples")]
     bystanders = [pause for restart in restarts for pause in restart.pop("bystander_samples")]
     return {
         "meta": record.meta,
@@ -137,12 +139,14 @@ def judge(record: Record) -> Row:
         "restarts": restarts,
         "pauses": {**summary(pauses), "samples": _rounded(pauses)},
         "handover": {**summary(handover), "samples": _rounded(handover)},
+        "staying": {**summary(staying), "samples": _rounded(staying)},
         "bystanders": summary(bystanders),
         "lateness_before": summary(_lateness(truths, readers, record.meta["quiet"])),
         "connection_ends": dict(readers.ways),
         "goodbyes": dict(readers.goodbyes),
         "exits": _exits(record.evidence.processes),
         "troubles": {name: words for name, words in record.meta["troubles"].items() if words},
+        "following_streams_of_a_run_at_most": max((run["counters"]["max_following"] for run in runs), default=0),
         "machine": _machine(record),
     }
 
@@ -189,16 +193,12 @@ def _restart(record: Record, index: int, truths: dict[str, Truth], shown: Shown)
     cut = [one for one in record.attempts if one.replica == replica and one.t0 <= t1 and t0 <= one.t1 <= t1 + 1]
     pauses = _pauses(record, cut)
     owned = set(about["owned"])
-    hand, other = (
-        [
-            late
-            for run, viewers in shown.items()
-            if (run in owned) is mine
-            for each in viewers.values()
-            if (late := _late(truths[run], each, replica, t0, until)) is not None
-        ]
-        for mine in (True, False)
-    )
+    late: dict[str, list[float]] = {"handover": [], "staying": [], "bystander": []}
+    for run, viewers in shown.items():
+        elsewhere = "handover" if run in owned else "bystander"
+        for each in viewers.values():
+            late[elsewhere] += _late(truths[run], each, lambda at: at != replica, t0, until)
+            late["staying"] += _late(truths[run], each, lambda at: at == replica, t0, until) if run in owned else []
     return {
         "replica": replica,
         "sigterm_at": t0,
@@ -210,11 +210,11 @@ def _restart(record: Record, index: int, truths: dict[str, Truth], shown: Shown)
         "runs_pumped": len(owned),
         "told_goodbye": sum(one.goodbye for one in cut),
         "pause": summary(pauses),
-        "handover": summary(hand),
-        "bystanders": summary(other),
+        "handover": summary(late["handover"]),
+        "staying": summary(late["staying"]),
+        "bystanders": summary(late["bystander"]),
         "pause_samples": pauses,
-        "handover_samples": hand,
-        "bystander_samples": other,
+        **{f"{name}_samples": values for name, values in late.items()},
     }
 
 
@@ -232,8 +232,8 @@ def _pauses(record: Record, cut: Sequence[Attempt]) -> list[float]:
     return found
 
 
-def _late(truth: Truth, each: Sequence[Delivery], replica: int, t0: float, until: float) -> float | None:
-    """The greatest lateness around a SIGTERM for a viewer elsewhere whose connection lived through it."""
+def _late(truth: Truth, each: Sequence[Delivery], on: Callable[[int], bool], t0: float, until: float) -> list[float]:
+    """The greatest lateness of what was said around a SIGTERM, for a viewer whose connection lived through it; or none."""
     low, high = t0 - 0.2, until
     late = [
         delivery.t - truth.at[delivery.seq]
@@ -241,10 +241,10 @@ def _late(truth: Truth, each: Sequence[Delivery], replica: int, t0: float, until
         if delivery.seq in truth.at
         and low <= truth.at[delivery.seq] <= high
         and delivery.t > t0
-        and delivery.relay != replica
+        and on(delivery.relay)
         and delivery.since < t0 - _STOOD_S
     ]
-    return max(late, default=None)
+    return [max(late)] if late else []
 
 
 def _lateness(truths: dict[str, Truth], readers: Readers, quiet: Sequence[float]) -> list[float]:

@@ -44,8 +44,10 @@ def _lines(result: dict[str, Any]) -> list[str]:
     row("refused with 503 (ends a plain `EventSource`)", again["503"])
     row("pause of viewers whose replica went away", milliseconds(result["pauses"]))
     row("pause of viewers elsewhere whose run was handed over", milliseconds(result["handover"]))
-    row("the same for runs that were not handed over", milliseconds(result["bystanders"]))
+    row("pause of its own viewers before their goodbye, run handed over", milliseconds(result["staying"]))
+    row("the same for viewers of runs that were not handed over", milliseconds(result["bystanders"]))
     row("lateness before the first restart", milliseconds(result["lateness_before"]))
+    row("following upstream streams of a run, at most at once", result["following_streams_of_a_run_at_most"])
     row("settings", ", ".join(f"`{k}={v}`" for k, v in meta["settings"].items()) or "defaults")
     row("exits", _words(result["exits"]))
     row("cores used by everything but relay and Redis", _words(result["machine"]["cores_used"]))
@@ -100,8 +102,8 @@ def _plot(path: Path, result: dict[str, Any]) -> None:
         axes.axvspan(one["sigterm_at"], one["exit_at"], color="#ffe8cc", zorder=0)
         axes.axvspan(one["exit_at"], one["ready_at"], color="#f1f3f5", zorder=0)
         axes.axvline(one["sigterm_at"], color="#e8590c", linewidth=1)
-        axes.annotate(f"SIGTERM {one['replica']}", (one["sigterm_at"], 1), xycoords=("data", "axes fraction"),
-                      xytext=(3, -12), textcoords="offset points", fontsize=8)  # fmt: skip
+        axes.annotate(f"SIGTERM {one['replica']}", (one["sigterm_at"], 0.98), xycoords=("data", "axes fraction"),
+                      xytext=(2, 0), textcoords="offset points", fontsize=8, rotation=90, va="top")  # fmt: skip
     below = [0] * max((len(counts) for counts in again["per_second"].values()), default=0)
     for name, counts in again["per_second"].items():
         axes.bar(range(len(counts)), counts, 0.9, below, align="edge", label=name, color=_COLOURS.get(name, "#868e96"))

@@ -68,7 +68,8 @@ def _told(viewer: str, connection: int, t: float) -> list[dict[str, Any]]:
 
 def _judged(journal: Iterable[dict[str, Any]], balancer: list[dict[str, Any]]) -> dict[str, Any]:
     meta = {"ended": 15.0, "quiet": [4.0, 6.0], "troubles": {}, "cores_used": {}, "lag_s": 0.0}
-    runs = [{"run": "a", "t2": 20.0, "readers": {"moved": {"leaves": False}, "stayed": {"leaves": False}}}]
+    readers = {"moved": {"leaves": False}, "stayed": {"leaves": False}}
+    runs = [{"run": "a", "t2": 20.0, "readers": readers, "counters": {"max_following": 1}}]
     evidence = Evidence(runs=runs, truth=[{"run": "a", "events": TRUTH}], texts=map(_text, TRUTH))
     record = Record(meta, [RESTART], balancer, evidence)
     rows = iter(sorted(journal, key=lambda row: float(row["t"])))
