@@ -189,7 +189,9 @@ def _steps(fleet: Fleet, said: Any, shown: Any, drain: dict[str, Any], run: str)
     durable = t0 + row["appended"] / 1000
     elsewhere = [one for one in shown if one[3] == run and one[2] != drain["relay"] and one[1] < t0 - 0.05]
     row["shown"] = round((min((t for t, *_ in elsewhere if t >= durable), default=float("nan")) - t0) * 1000, 1)
-    late = [t - said[run][seq] for t, _, _, _, seq in elsewhere if t > t0 and t0 - 0.2 < said[run].get(seq, 0) < t0 + 4]
+    # What is said after the live stream is open again has other reasons to be late (a relay that starts, for one).
+    until = t0 + row["follow"] / 1000 + 0.02
+    late = [t - said[run][seq] for t, _, _, _, seq in elsewhere if t > t0 and t0 - 0.2 < said[run].get(seq, 0) < until]
     row["late"] = round(max(late, default=0.0) * 1000, 1)
     return row
 

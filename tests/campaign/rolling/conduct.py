@@ -295,7 +295,8 @@ def _clear(out: Path) -> None:
 
 def _meta(options: Options) -> dict[str, Any]:
     told = {name: value for name, value in asdict(options).items() if name not in ("out", "tree")}
-    return {**told, "wall_minus_monotonic": time.time() - time.monotonic()}
+    machine = {"cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2)}
+    return {**told, **machine, "wall_minus_monotonic": time.time() - time.monotonic()}
 
 
 def _cpu(pids: dict[str, int]) -> dict[str, float]:

@@ -49,6 +49,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
     row("lateness before the first restart", milliseconds(result["lateness_before"]))
     row("following upstream streams of a run, at most at once", result["following_streams_of_a_run_at_most"])
     row("settings", ", ".join(f"`{k}={v}`" for k, v in meta["settings"].items()) or "defaults")
+    row("cores; load before the start", f"{meta['cores']}; {meta['load_before']}")
     row("exits", _words(result["exits"]))
     row("cores used by everything but relay and Redis", _words(result["machine"]["cores_used"]))
     return [*lines, "", *_restarts(result["restarts"]), *_closing(result)]
