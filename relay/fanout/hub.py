@@ -36,6 +36,8 @@ class Wants(Protocol):
 
     def want(self, key: RunKey) -> None: ...
 
+    def orphaned(self, key: RunKey) -> None: ...
+
     async def probe(self, key: RunKey) -> None: ...
 
     async def decided(self, key: RunKey) -> None: ...
@@ -46,7 +48,7 @@ class Hub:
         self._options = options
         self._wants = wants
         self._topics: dict[RunKey, Topic] = {}
-        self._follower = Follower(store, log, options, wants.want)
+        self._follower = Follower(store, log, options, wants.orphaned)
         self._history = History(log, page_bytes=options.page_bytes, memory_bytes=options.memory_bytes // 4)
         telemetry.WINDOW_BYTES.set_function(lambda: sum(topic.window.size for topic in self._topics.values()))
         telemetry.TOPICS.set_function(lambda: len(self._topics))

@@ -28,6 +28,7 @@ from relay.store.log import Log
 
 _PROBE_S: Final = 10.0
 _SCAN_S: Final = 1.0
+_SHARE_S: Final = 0.02
 _CLAIMS: Final = 64
 """Most orphans of one partition that one scan claims: a fleet that lost an owner shares what it left behind."""
 
@@ -75,12 +76,17 @@ class Ingestor:
             self._wanted_at.pop(key, None)
 
     def want(self, key: RunKey) -> None:
-        """Somebody should pump this run now (it was just created, its owner let go, its log was lost)."""
+        """Somebody should pump this run now."""
         pumped = self._pumped.get(key)
         if pumped is not None:
             pumped.pump.nudge()
         else:
             self._start(key)
+
+    def orphaned(self, key: RunKey) -> None:
+        """A run watched here has lost its owner, or its log. All who watch it hear of it in the same moment; that each
+        tries after a moment of its own shares what an owner leaves behind between them."""
+        asyncio.get_running_loop().call_later(random.uniform(0, _SHARE_S), self.want, key)  # noqa: S311  (no secret)
 
     async def decided(self, key: RunKey) -> None:
         """Returns once it is known who owns a run that is wanted here: this process or another one."""

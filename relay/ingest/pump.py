@@ -8,6 +8,7 @@ only: a terminal event; else GET run says terminal, a `follow=false` drain bring
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ _MISSING_PAUSE_S: Final = 2.0
 """Between those: a load balancer in the middle of a deployment also answers 404."""
 _RETRY_AFTER_S: Final = 30.0
 """An upstream may ask for patience, but not for more than this: somebody is watching."""
+_SILENT_S: Final = 1.0
+"""How long a stream that was just opened may say nothing before we ask whether the run has ended."""
 _HEALTHY_S: Final = 5.0
 """A stream that lived this long was a good one, also if nothing happened on it."""
 
@@ -68,7 +71,8 @@ class Pump:
         self._run = Run(key.run_id)
         self._fields: dict[str, str] = {}
         """Changes of the run's state that ride on the next append."""
-        self._quiet_since = time.monotonic()
+        self._doubt_at = math.inf
+        """From then on silence is looked into."""
         self._asked_at = 0.0
         self._missing = 0
         self._unended = 0
@@ -193,8 +197,8 @@ class Pump:
                 break
             backoff = await self._after_failure(backoff, ending)
         await self._append([], {"primed": "1"})
-        if not self._run.ended:
-            await self._ask_whether_ended()
+        # It may have ended without a word. But first the live stream, which says more, and viewers wait for it.
+        self._doubt_at = time.monotonic() + min(_SILENT_S, self._options.idle_check_s)
 
     def _over(self) -> bool:
         """The terminal event is durable, and trailing events have had their time."""
@@ -236,7 +240,7 @@ class Pump:
         """How long silence is nothing to look into."""
         until = self._linger_until
         if until is None:
-            until = max(self._quiet_since, self._asked_at) + self._options.idle_check_s
+            until = self._doubt_at
         return max(0.0, until - time.monotonic())
 
     async def _drain(self) -> Ending:
@@ -260,7 +264,7 @@ class Pump:
         if self._run.head_lost:
             self._fields["floor"] = str(self._run.head_lost)
         if admission.events:
-            self._quiet_since = time.monotonic()
+            self._doubt_at = time.monotonic() + self._options.idle_check_s
             self._missing = self._unended = 0
             telemetry.INGEST_LAG.labels(self.key.upstream).observe(_age_s(drafts[-1].body.get("created_at")))
             await self._append(admission.events, {}, prev)
@@ -291,6 +295,7 @@ class Pump:
         if self._missing and now - self._asked_at < _MISSING_PAUSE_S * 0.9:
             return
         self._asked_at = now
+        self._doubt_at = now + self._options.idle_check_s
         try:
             answer = await self._upstream.ask(self._upstream.provider.get_run(self.key.run_id))
             status = str(self._upstream.provider.run(answer)["status"])

@@ -44,6 +44,9 @@ class Wanted:
         self.watched.remove(key)
 
     def want(self, key: RunKey) -> None:
+        raise AssertionError("only who creates a run says so")
+
+    def orphaned(self, key: RunKey) -> None:
         self.wanted.append(key)
 
     async def probe(self, key: RunKey) -> None:
