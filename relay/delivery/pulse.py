@@ -86,9 +86,9 @@ class Pulse:
         """For ever."""
         while True:
             await asyncio.sleep(1.0)
-            now, wall = time.monotonic(), time.time()
+            now = time.monotonic()
             for stream in tuple(self._streams):
-                stream.beat(now, wall)
+                stream.beat(now)
 
 
 def _jitter(low: float, high: float) -> float:

@@ -71,7 +71,7 @@ class Stream:
         expires_at: float | None = None,
     ) -> None:
         self.expires_at = expires_at
-        """Unix time at which the reader's access ends; None for never."""
+        """When the reader's access ends, by our monotonic clock; None for never."""
         self._sub = subscription
         self._connection = connection
         self._options = options
@@ -168,14 +168,14 @@ class Stream:
         if sub.cursor < sub.topic.window.last_seq or (sub.topic.state.sealed and sub.ended):
             self._wake_up()
 
-    def beat(self, now: float, wall: float) -> None:
+    def beat(self, now: float) -> None:
         """Once a second: what silence, time and stuck sockets ask for."""
         connection = self._connection
         if self._uncounted:
             self._count(now)
         if connection.closing:
             self._wake_up()
-        elif self.expires_at is not None and wall >= self.expires_at:
+        elif self.expires_at is not None and now >= self.expires_at:
             self.say_goodbye(AUTH_EXPIRED)
         elif connection.backlog:
             self._watch_backlog(now)

@@ -266,15 +266,17 @@ class Pump:
         if admission.events:
             self._doubt_at = time.monotonic() + self._options.idle_check_s
             self._missing = self._unended = 0
-            telemetry.INGEST_LAG.labels(self.key.upstream).observe(_age_s(drafts[-1].body.get("created_at")))
+            telemetry.INGEST_LAG.labels(self.key.upstream).observe(
+                _age_s(drafts[-1].body.get("created_at"), time.time())
+            )
             await self._append(admission.events, {}, prev)
         if self._run.ended and not was_ended:
             self._linger(self._run.ended_at)
         return admission.unconfirmed is not None
 
     def _linger(self, ended_at: object) -> None:
-        """Wait for trailing events; a run that ended long ago has none to wait for."""
-        left = self._options.linger_s - max(0.0, _age_s(ended_at))
+        """Wait for trailing events; a run that ended long ago (by the upstream's clock) has none to wait for."""
+        left = self._options.linger_s - _age_s(ended_at, self._upstream.now_s())
         self._linger_until = time.monotonic() + max(0.0, left)
 
     async def _append(self, events: Sequence[Event], fields: dict[str, str], prev: int | None = None) -> None:
@@ -370,9 +372,10 @@ def _parts(events: Sequence[Event]) -> list[Sequence[Event]]:
     return parts
 
 
-def _age_s(created_at: object) -> float:
-    """Seconds since an RFC 3339 time by our clock; 0 for what is none, and never negative (clocks differ)."""
+def _age_s(created_at: object, now_s: float) -> float:
+    """Seconds from an RFC 3339 time to a unix time; 0 for what is none, and never negative (clocks differ)."""
     try:
-        return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(str(created_at))).total_seconds())
-    except (ValueError, TypeError):
+        at = datetime.fromisoformat(str(created_at))
+    except ValueError:
         return 0.0
+    return max(0.0, now_s - at.timestamp()) if at.tzinfo is not None else 0.0

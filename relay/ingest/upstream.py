@@ -7,11 +7,14 @@ bodies are bounded, and every aiohttp exception is translated here.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import aiohttp
+from aiohttp import hdrs
 from yarl import URL
 
 from relay import telemetry
@@ -36,11 +39,23 @@ class Upstream:
         self._token = options.token.value if options.token else ""
         self._connect_s = ingest.connect_timeout_s
         self._stall_s = ingest.stall_s
+        self._ahead_s: float | None = None
+        """The upstream's clock against our monotonic one."""
+
+    def now_s(self) -> float:
+        """The unix time as the upstream last told it (`Date`, a second coarse); by our own clock before it ever did."""
+        return time.time() if self._ahead_s is None else time.monotonic() + self._ahead_s
+
+    def _note_time(self, response: aiohttp.ClientResponse) -> None:
+        with suppress(ValueError):
+            said = parsedate_to_datetime(response.headers.get(hdrs.DATE, ""))
+            self._ahead_s = said.timestamp() - time.monotonic()
 
     async def ask(self, ask: Ask) -> Any:
         """The JSON answer of a short request; any refusal, and anything that is no JSON, as a RelayError."""
         try:
             async with asyncio.timeout(self._connect_s * 3), self._request(ask) as response:
+                self._note_time(response)
                 answer = await _json(response)
                 if response.status >= 300:
                     raise self._refusal(response, answer)
@@ -66,6 +81,7 @@ class Upstream:
                 response = await self._request(ask)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise _translated(error) from error
+        self._note_time(response)
         try:
             if response.status != 200:
                 raise self._refusal(response, await _json(response))

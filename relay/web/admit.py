@@ -11,6 +11,7 @@ import enum
 import hashlib
 import hmac
 import ipaddress
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -48,7 +49,7 @@ class Principal:
     run: RunKey | None = None
     """Set for a viewer token: the one run it may see."""
     expires_at: float | None = None
-    """Unix time; None for keys."""
+    """By our monotonic clock, so that a wall clock set later cuts nobody off and keeps nobody on; None for keys."""
 
 
 class Admit:
@@ -115,7 +116,7 @@ class Admit:
         key, name, expires_at = self._tokens.read(token)
         if access is not Access.VIEW:
             raise Forbidden("a viewer token may only read its run")
-        return Principal(f"{name} (viewer)", run=key, expires_at=expires_at)
+        return Principal(f"{name} (viewer)", run=key, expires_at=time.monotonic() + expires_at - time.time())
 
     def _key(self, header: str | None) -> Principal:
         if header is None:

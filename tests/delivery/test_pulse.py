@@ -27,7 +27,7 @@ class FakeStream:
         if self.place is not None:
             asyncio.get_running_loop().call_soon(self.place.close)
 
-    def beat(self, now: float, wall: float) -> None: ...
+    def beat(self, now: float) -> None: ...
 
 
 def enter(pulse: Pulse) -> FakeStream:

@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +92,13 @@ class RelayProcess:
     """`relay serve` as a real process; the same ports and data each time it is started."""
 
     def __init__(
-        self, base_url: str, directory: Path, *, redis_url: str | None = None, **sections: dict[str, Any]
+        self,
+        base_url: str,
+        directory: Path,
+        *,
+        redis_url: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        **sections: dict[str, Any],
     ) -> None:
         self.port, self.admin_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -100,6 +106,7 @@ class RelayProcess:
         self.log = directory / "relay.log"
         self._environment = {
             **os.environ,
+            **(environment or {}),
             "RELAY_SERVER__PORT": str(self.port),
             "RELAY_SERVER__ADMIN_PORT": str(self.admin_port),
             "RELAY_EMBEDDED__DATA_DIR": str(directory / "data"),

@@ -320,6 +320,12 @@ async def test_a_forged_token_opens_nothing(upstream: ScriptedUpstream, redis_ur
     assert upstream.requests == []
 
 
+def test_a_token_minted_by_a_process_whose_clock_is_ahead_is_good() -> None:
+    now = int(time.time())
+    token = jwt.encode(_token(iat=now + 300, exp=now + 900), TOKEN_SECRET, algorithm="HS256")
+    assert Tokens(TOKEN_SECRET).read(token) == (RunKey("main", "RUN"), "x", now + 900.0)
+
+
 def test_an_expiry_that_is_no_number_is_no_token() -> None:
     for exp in ("never", None, [], 1e400):
         body = json.dumps({**_token(), "exp": exp}).encode()
