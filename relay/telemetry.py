@@ -72,6 +72,9 @@ APPEND_COMMITS = _counter("relay_append_commits_total", "Group commits (round tr
 APPEND_REFUSED = _counter(
     "relay_append_refused_total", "Appends Redis refused: lost (log moved) or fenced (other owner).", "reason"
 )
+CLOCK_JUMPS = _counter(
+    "relay_redis_clock_jumps_total", "Jumps of a Redis server's clock against ours, by more than half a second."
+)
 STORE_ERRORS = _counter("relay_store_errors_total", "Redis was away: failed round trips, by what was tried.", "what")
 
 # --- fan-out and delivery --------------------------------------------------------------------------------------------

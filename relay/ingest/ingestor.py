@@ -4,6 +4,9 @@ Whoever watches a run wants it: that is noted in Redis, for a minute at a time, 
 first. What nobody owns (its owner died, or gave it up) is found by any process: each scans the wants once a second, and
 at the moment the next lease may end. Leases are kept by one round trip for all; a pump whose lease is lost claims anew and
 resumes from the log's end; what nobody wants any more is given up. One bad run never touches its siblings.
+
+Both end by Redis' clock, which may be set. When it has jumped, owners go first: they renew what seems to have ended, all
+watchers say their wants again at once, and nobody takes a run for an orphan before a lease time is over.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ from typing import Any, Final
 from relay import telemetry
 from relay.core.errors import LeaseLost, LogMoved, RelayError, StoreUnavailable, Unwanted
 from relay.core.ids import RunKey
+from relay.ingest.clocks import Clocks
 from relay.ingest.committer import Committer
 from relay.ingest.options import IngestOptions
 from relay.ingest.pump import Pump
 from relay.ingest.upstream import Upstream
-from relay.store.log import Log
+from relay.store.log import Log, Scan
 
 _PROBE_S: Final = 10.0
 _SCAN_S: Final = 1.0
@@ -36,11 +40,13 @@ _CLAIMS: Final = 64
 class _Pumped:
     """A run this process pumps, or tries to claim."""
 
-    __slots__ = ("pump", "task")
+    __slots__ = ("pump", "task", "unwanted_since")
 
     def __init__(self, pump: Pump) -> None:
         self.pump = pump
         self.task: asyncio.Task[None] | None = None
+        self.unwanted_since = math.inf
+        """Since when nobody is known to want it; inf: somebody does."""
 
 
 class Ingestor:
@@ -57,11 +63,12 @@ class Ingestor:
         """When we last said that we want a watched run."""
         self._pumped: dict[RunKey, _Pumped] = {}
         self._probed: dict[RunKey, float] = {}
+        self._clocks = Clocks()
         self._tasks: asyncio.TaskGroup | None = None
         self._closing = False
         self._away = False
         self._hold_until = 0.0
-        """Until then nothing is claimed that was not ours: Redis has just come back, its owners go first."""
+        """Until then nothing is claimed that was not ours: Redis came back, or its clock was set; its owners go first."""
 
     # --- what others ask for ----------------------------------------------------------------------------------------
     def watch(self, key: RunKey) -> None:
@@ -195,18 +202,26 @@ class Ingestor:
         answers = await self._asked(self._log.renew(leases)) or {}
         for key, refusal in answers.items():
             pumped = self._pumped.get(key)
-            if refusal is None or pumped is None or pumped.pump is not held[key]:
+            if pumped is None or pumped.pump is not held[key]:
                 continue
             if isinstance(refusal, Unwanted):
                 self._unwanted(key, pumped)
-            elif isinstance(refusal, LogMoved | LeaseLost):
+                continue
+            pumped.unwanted_since = math.inf
+            if isinstance(refusal, LogMoved | LeaseLost):
                 telemetry.APPEND_REFUSED.labels(refusal.code).inc()
                 pumped.pump.interrupt()  # it claims anew, and resumes from where the log ends now
 
     def _unwanted(self, key: RunKey, pumped: _Pumped) -> None:
+        now = time.monotonic()
         if self._watchers[key]:
             self._wanted_at.pop(key, None)  # the want was lost, not withdrawn: say it again
-        elif pumped.task is not None and not pumped.task.cancelling():  # a second cancel would disturb the release
+            pumped.unwanted_since = math.inf
+            return
+        # If it was lost, those who watch elsewhere say it again soon; giving the run up meanwhile would make them wait.
+        pumped.unwanted_since = min(pumped.unwanted_since, now)
+        over = now - pumped.unwanted_since >= self._options.lease_s
+        if over and pumped.task is not None and not pumped.task.cancelling():  # a second cancel disturbs the release
             pumped.task.cancel()
 
     async def _say_wants(self) -> None:
@@ -221,16 +236,27 @@ class Ingestor:
         pause_s = _SCAN_S
         while True:
             await asyncio.sleep(pause_s * random.uniform(0.9, 1.0))  # noqa: S311  (so that a fleet does not march)
-            found = await self._asked(self._log.scan(_CLAIMS))
+            began = time.monotonic()
+            found: Scan | None = await self._asked(self._log.scan(_CLAIMS))
             pause_s = _SCAN_S
             if found is None:
                 continue
-            soonest_s, orphans = found
-            random.shuffle(orphans)
-            for key in orphans:
+            await self._look_at_clocks(found.clocks, began)
+            random.shuffle(found.orphans)
+            for key in found.orphans:
                 self._start(key, orphan=True)
-            if soonest_s is not None:
-                pause_s = min(_SCAN_S, soonest_s + 0.005)
+            if found.soonest_s is not None:
+                pause_s = min(_SCAN_S, found.soonest_s + 0.005)
+
+    async def _look_at_clocks(self, told: Mapping[str, float], began: float) -> None:
+        jump_s = self._clocks.jump_s(told, began, time.monotonic())
+        if not jump_s:
+            return
+        telemetry.CLOCK_JUMPS.inc()
+        telemetry.logger().warning("redis.clock_jumped", by_s=round(jump_s, 1), hint="check its time synchronisation")
+        self._hold_until = time.monotonic() + self._options.lease_s
+        self._wanted_at.clear()
+        await self._say_wants()
 
     async def _asked(self, call: Any, *, default: Any = None) -> Any:
         """A round trip that may fail: Redis away is noted, and its return too."""

@@ -36,8 +36,10 @@ class IngestOptions:
     backoff_cap_s: float = 10.0
     """Last ceiling of it."""
     lease_s: float = 3.0
-    """How long the right to pump a run lasts without renewal (renewed each third of it)."""
+    """How long the right to pump a run lasts without renewal (renewed each third of it); may differ between processes
+    of a fleet by up to four times."""
     unwanted_s: float = 60.0
-    """A run nobody has watched for this long is no longer pumped (it is resumed when somebody comes)."""
+    """A run nobody has watched for this long is no longer pumped (it is resumed when somebody comes). May differ
+    likewise."""
     runs: int = 5000
     """How many runs one process pumps at once; a further one waits."""

@@ -56,6 +56,17 @@ class Claim(msgspec.Struct, frozen=True):
     state: LogState
 
 
+class Scan(msgspec.Struct, frozen=True):
+    """What a look at all wants and leases found."""
+
+    orphans: list[RunKey]
+    """Wanted runs that nobody owns."""
+    soonest_s: float | None
+    """Until the next lease of a wanted run may end; None: there is none."""
+    clocks: dict[str, float]
+    """What each partition's server took for the time, in unix seconds."""
+
+
 class Append(msgspec.Struct, frozen=True):
     """What one run has to say in a group commit. May hold no events, only changed `fields` of the run."""
 
@@ -85,6 +96,8 @@ class Log:
         self.keys = keys
         self._store = store
         self._owner = secrets.token_urlsafe(12)
+        self._fence = 0
+        """The highest fence we were ever given: with it, owner and fence together never come twice."""
         self._lease_ms = int(lease_s * 1000)
         self._want_ms = int(want_s * 1000)
         self._live_ms = int(retention.live_s * 1000)
@@ -99,7 +112,15 @@ class Log:
         A sealed run is not claimed, unless it is to be reopened because the upstream may have more of it.
         """
         keys = (self.keys.leases(key), self.keys.run(key), self.keys.log(key), self.keys.wants(key))
-        args = (self.keys.member(key), self._owner, self._lease_ms, self._live_ms, int(reopen), self._want_ms)
+        args = (
+            self.keys.member(key),
+            self._owner,
+            self._lease_ms,
+            self._live_ms,
+            int(reopen),
+            self._want_ms,
+            self._fence,
+        )
         answer = (await self._call("claim", [ScriptCall(self._store.scripts["claim"], keys, args)]))[0]
         if not answer[0]:
             return float(answer[1]) / 1000
@@ -107,6 +128,7 @@ class Log:
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         last_seq = int(answer[2])
         fence = _text(answer[1])
+        self._fence = max(self._fence, int(fence or 0))
         return Claim(Lease(key, self._owner, fence) if fence else None, state_of(fields, last_seq))
 
     async def append(self, appends: Sequence[Append]) -> list[Exception | None]:
@@ -185,19 +207,21 @@ class Log:
         if calls:
             await self._call("want", calls)
 
-    async def scan(self, most: int) -> tuple[float | None, list[RunKey]]:
-        """Wanted runs that nobody owns (up to `most` per partition), and the seconds until the next lease may end."""
+    async def scan(self, most: int) -> Scan:
+        """Looks at all partitions; gives up to `most` orphans of each."""
         script = self._store.scripts["scan"]
-        calls = [ScriptCall(script, (f"{tag}:wants", f"{tag}:leases"), (most,)) for tag in self.keys.tags()]
-        soonest: float | None = None
-        orphans: list[RunKey] = []
-        for answer in await self._store.call("scan", calls):
-            if isinstance(answer, Exception):
-                continue  # that part of Redis is away: the others are scanned all the same
-            if int(answer[0]) >= 0:
-                soonest = min(int(answer[0]) / 1000, soonest if soonest is not None else 1e9)
-            orphans += [RunKey(*_text(member).split(":", 1)) for member in answer[1:]]
-        return soonest, orphans
+        tags = list(self.keys.tags())
+        args = (most, self._want_ms, self._lease_ms)
+        answers = await self._store.call(
+            "scan", [ScriptCall(script, (f"{tag}:wants", f"{tag}:leases"), args) for tag in tags]
+        )
+        # That a part of Redis is away is no reason not to look at the others.
+        found = {tag: answer for tag, answer in zip(tags, answers, strict=True) if not isinstance(answer, Exception)}
+        return Scan(
+            [RunKey(*_text(member).split(":", 1)) for answer in found.values() for member in answer[2:]],
+            min((int(answer[1]) / 1000 for answer in found.values() if int(answer[1]) >= 0), default=None),
+            {tag: int(answer[0]) / 1000 for tag, answer in found.items()},
+        )
 
     async def release(self, leases: Sequence[Lease]) -> None:
         script = self._store.scripts["release"]

@@ -1,5 +1,6 @@
 -- Take the right to write a run: a new fence, higher than every one before, for an owner's random token.
--- KEYS leases, run, log, wants.  ARGV member, owner, lease_ms, live_ms, reopen, want_ms.
+-- KEYS leases, run, log, wants.  ARGV member, owner, lease_ms, live_ms, reopen, want_ms, known.
+-- `known` is the highest fence its owner was ever given.
 -- Whoever claims wants the run: that is noted too, also if another owner is at it.
 -- Answers {1, fence, last_seq, run hash as a flat list} or {0, ms until the present lease ends}. The fence is empty, and
 -- nothing was written, for a sealed run that is to stay so.
@@ -19,10 +20,16 @@ redis.call('ZADD', KEYS[4], 'GT', now_ms + ARGV[6], ARGV[1])
 redis.call('PEXPIRE', KEYS[4], ARGV[4])
 local expiry = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if expiry and held[1] and held[1] ~= ARGV[2] and tonumber(expiry) > now_ms then
-  return {0, tonumber(expiry) - now_ms}
+  local left_ms = tonumber(expiry) - now_ms
+  if left_ms > 4 * ARGV[3] then  -- the clock was set back: see scan
+    left_ms = tonumber(ARGV[3])
+    redis.call('ZADD', KEYS[1], now_ms + left_ms, ARGV[1])
+  end
+  return {0, left_ms}
 end
--- From the clock, so that a flush (no stored fence) or a lagging replica cannot hand out an old one again.
-local fence = math.max((tonumber(held[2]) or 0) + 1, time[1] * 1000000 + time[2])
+-- From the clock, so that a flush (no stored fence) or a lagging replica cannot hand out an old one again; and above all
+-- that this owner had, so that not even a clock set back can give it the same one twice.
+local fence = math.max((tonumber(held[2]) or 0) + 1, ARGV[7] + 1, time[1] * 1000000 + time[2])
 local fence_text = string.format('%.0f', fence)
 redis.call('HSET', KEYS[2], 'owner', ARGV[2], 'fence', fence_text)
 -- What the log held when an earlier owner looked says nothing of now.
