@@ -9,15 +9,22 @@ Shares no code with relay, the readers, or the rest of the campaign; a pure func
 - *visible_before_durable, never_durable*: the first delivery of an event to anybody against the moment the first append
   that carries it left relay (the proxy overhears both ways). Sound, but not sharp: an event shown in the very
   millisecond its append was sent is not seen; one shown while Redis was away is.
-- *two_owners, stale_renewal*: an append, seal or renewal under a lower fence that left *after* the answer to a claim with
-  a higher one had come back, and was accepted all the same. Sound for one Redis; around failovers such pairs are left
-  out, since a claim itself may have been lost there.
+- *two_owners, stale_renewal*: an append, seal or renewal that left *after* the answer to a later claim than its own had
+  come back, and was accepted all the same. Which of two claims is the later one, time tells; where they overlapped,
+  their fences do. Sound for one Redis; around failovers such pairs are left out, since a claim itself may have been
+  lost there.
+- *fence_fell*: a claim got a lower fence than an earlier one. Inherent only where the run's state was lost and the clock
+  of Redis had been set back.
 - *two_followers*: upstream streams of one run open at once, longer than a moment, without a fault that explains it.
 - *written_twice, log_hole, log_invented, log_lost*: accepted appends, and the log in Redis at the end.
 - pauses: for every kill -9 and every drain, how late viewers on *other* processes got events of runs the victim had
   been following. `clean` samples have no other fault near; `all` have.
 
-What it cannot see: what relay did and nobody was shown; anything between proxy and Redis; clocks (all is one machine).
+Clocks: a round that sets a clock of Redis may move runs, so it explains an overlap of upstream streams, and, on Sentinel
+and Cluster, a failover (their servers take a jump for silence); one by days is a loss, for every key expires. One that
+sets the clock of a relay explains nothing at all.
+
+What it cannot see: what relay did and nobody was shown; anything between proxy and Redis.
 """
 
 from __future__ import annotations
@@ -29,13 +36,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
 FINAL = {"run.completed", "run.failed", "run.cancelled", "run.interrupted"}
-LOSSES = ("redis.flushall", "redis.lose_log")
-FAILOVERS = ("redis.failover", "redis.kill_master", "redis.kill", "redis.stop", "redis.pause", "store_link.")
+LOSSES = ("redis.flushall", "redis.lose_log", "redis.clock_days")
+STATE_LOSSES = ("redis.flushall", "redis.lose_state", "redis.clock_days")
+FAILOVERS = (
+    "redis.failover", "redis.kill_master", "redis.kill", "redis.stop", "redis.pause", "redis.clock", "store_link."
+)  # fmt: skip
 MOMENT_S = 0.3
 SPLIT_S = 15.0
 """How long after a fault that may cause a failover two masters may both take writes (Sentinel demotes an old one late)."""
@@ -320,32 +331,73 @@ def _durability(first: dict[tuple[str, int], Delivery], writes: Sequence[Row], f
                       relay=delivery.relay, early_s=round(sent - delivery.t, 6))  # fmt: skip
 
 
+@dataclass(slots=True)
+class _Claim:
+    owner: str
+    fence: int
+    asked: float
+    came: float
+
+    def after(self, other: _Claim) -> bool:
+        """Whether it was granted after `other` was."""
+        if self.asked >= other.came:
+            return True
+        return self.came > other.asked and self.fence > other.fence
+
+
+def _claims(writes: Sequence[Row]) -> dict[str, list[_Claim]]:
+    """Of each run, in the order in which their answers came."""
+    claims: dict[str, list[_Claim]] = defaultdict(list)
+    for write in writes:
+        if write["op"] == "claim" and write["answer"] == "OK" and write["t1"] is not None:
+            claims[write["run"]].append(_Claim(write["owner"], write["fence"], write["t0"], write["t1"]))
+    for each in claims.values():
+        each.sort(key=lambda claim: claim.came)
+    return claims
+
+
 def _fences(writes: Sequence[Row], faults: Sequence[Row], failovers: bool, found: Findings) -> int:
     """Gives how many such pairs a failover explains."""
     explained = 0
-    claims: dict[str, list[tuple[float, int, float]]] = defaultdict(list)
-    for write in writes:
-        if write["op"] == "claim" and write["answer"] == "OK" and write["t1"] is not None:
-            claims[write["run"]].append((write["t1"], write["fence"], write["t0"]))
-    for each in claims.values():
-        each.sort()
+    claims = _claims(writes)
+    _falls(claims, faults, failovers, found)
     for write in writes:
         if write["op"] not in ("append", "seal", "renew") or write["answer"] != "OK":
             continue
-        for came, fence, asked in claims.get(write["run"], ()):
-            if came >= write["t0"]:
+        granted = claims.get(write["run"], ())
+        own = _own(granted, write)
+        for claim in granted:
+            if claim.came >= write["t0"]:
                 break
-            if fence <= write["fence"]:
+            if not (claim.after(own) if own is not None else claim.fence > write["fence"]):
                 continue
-            if failovers and _near(faults, FAILOVERS, asked - SPLIT_S, write["t1"] + 1):
+            if failovers and _near(faults, FAILOVERS, claim.asked - SPLIT_S, write["t1"] + 1):
                 explained += 1
                 continue
             kind = "stale_renewal" if write["op"] == "renew" else "two_owners"
             found.add(kind, run=write["run"], t=write["t0"], relay=write["relay"], op=write["op"],
-                      why=f"fence {write['fence']} accepted {write['t0'] - came:.3f} s after {fence} was claimed",
+                      why=f"fence {write['fence']} accepted {write['t0'] - claim.came:.3f} s after {claim.fence} was given",
                       seqs=write.get("seqs"))  # fmt: skip
             break
     return explained
+
+
+def _own(claims: Sequence[_Claim], write: Row) -> _Claim | None:
+    """The claim that gave a write its lease."""
+    for claim in claims:
+        if (claim.owner, claim.fence) == (write["owner"], write["fence"]):
+            return claim
+    return None
+
+
+def _falls(claims: dict[str, list[_Claim]], faults: Sequence[Row], failovers: bool, found: Findings) -> None:
+    kinds, patience_s = ((*STATE_LOSSES, *FAILOVERS), SPLIT_S) if failovers else (STATE_LOSSES, 0.1)
+    for run, each in claims.items():
+        for earlier, later in pairwise(each):
+            if later.asked < earlier.came or later.fence > earlier.fence:
+                continue
+            if not _near(faults, kinds, earlier.asked - patience_s, later.came, run):
+                found.add("fence_fell", run=run, t=later.asked, why=f"{later.fence} after {earlier.fence}")
 
 
 def _twice(writes: Sequence[Row], faults: Sequence[Row], failovers: bool, found: Findings) -> None:
@@ -443,6 +495,8 @@ def _cause(faults: Sequence[Row], older: Row, newer: Row) -> int | None:
         if fault["t0"] > newer["t0"] or fault["t1"] < newer["t0"] - 8.0:
             continue
         kind = fault["kind"]
+        if kind == "relay.clock":
+            continue
         relays = fault.get("relays") or [fault.get("relay")]
         if kind.startswith(("relay.", "store_link.", "upstream_link.")) and (
             older["relay"] in relays or relays == [None]
@@ -508,7 +562,7 @@ def _others(faults: Sequence[Row], fault: Row, run: str, relay: int, pause: floa
     """Whether another fault may have had a part in it."""
     low, high = fault["t0"] - 1.0, fault["t0"] + pause
     for other in faults:
-        if other is fault or other["t0"] > high or other["t1"] + 3.5 < low:
+        if other is fault or other["kind"] == "relay.clock" or other["t0"] > high or other["t1"] + 3.5 < low:
             continue
         part = other["kind"].partition(".")[0]
         if part == "reader_link" and other.get("relay") != relay:

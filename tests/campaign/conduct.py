@@ -22,11 +22,12 @@ import redis
 
 from tests.campaign.fleet import Relay
 from tests.campaign.inject import Injector, keys_of
-from tests.campaign.plan import schedule
+from tests.campaign.plan import CLOCKS, schedule
 from tests.campaign.proxy import Link, Tap
 from tests.campaign.servers import TOPOLOGIES, Redises, Sockets, free_port
 from tests.campaign.stage import Audience, Stage
 from tests.campaign.taps import RedisTap, ScriptNames, UpstreamTap
+from tests.support.clocks import library
 from tests.support.upstream_client import ROOT, UpstreamClient
 
 PREFIX = "relay"
@@ -79,15 +80,19 @@ async def campaign(options: Options) -> Path:
         records = Records(out, stack)
         up = await stack.enter_async_context(UpstreamClient.spawn("--heartbeat", "1", "--token", "upstream-secret"))
         rig = await _rig(options, out, records, stack, up)
+        without = () if library() else CLOCKS
+        if without:
+            print("NO CLOCK WILL JUMP: libfaketime is absent (pip install libfaketime, or apt-get)", flush=True)
         plan = schedule(
             options.seed, options.rounds, topology=options.topology, relays=options.relays, slots=options.runs,
-            seconds=options.seconds, only=options.kinds,
+            seconds=options.seconds, only=options.kinds, without=without,
         )  # fmt: skip
         meta = {
             **{k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()},
             "wall_minus_monotonic": time.time() - time.monotonic(),
             "planned": len(plan),
             "lease_s": 3.0,
+            "clocks_jump": not without,
             "ports": {"relays": [relay.port for relay in rig.relays]},
         }
         (out / "meta.json").write_text(json.dumps(meta, indent=1))

@@ -15,6 +15,8 @@ from typing import Any
 
 import aiohttp
 
+from tests.support import clocks
+
 HERE = Path(__file__).resolve()
 SETTINGS: dict[str, object] = {
     "INGEST__LINGER_S": 1.0,
@@ -57,6 +59,7 @@ class Relay:
         self.index = index
         self.port, self.admin_port = ports
         self.log = directory / f"relay{index}.log"
+        self.clock = clocks.Clock(directory / f"relay{index}.clock")
         self.process: asyncio.subprocess.Process | None = None
         self.frozen = False
         self._directory = directory
@@ -83,6 +86,7 @@ class Relay:
             **clean,
             **{f"RELAY_{name}": str(value) for name, value in own.items()},
             "PYTHONPATH": str(tree),
+            **self.clock.environment,
         }
 
     @property
@@ -107,6 +111,7 @@ class Relay:
             self._say("start", pid=self.process.pid)
             status = await self.process.wait()
             self._ended.set()
+            clocks.forget(self.process.pid)
             expected = not self._free.is_set() or self._closing
             self._say("exit", pid=self.process.pid, status=status, expected=expected)
             if not expected:

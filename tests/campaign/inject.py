@@ -20,9 +20,19 @@ from tests.campaign.proxy import Link
 from tests.campaign.servers import Node, Redises
 from tests.campaign.stage import Stage
 from tests.support import upstream_faults as faults
+from tests.support.clocks import HOUR
 
 Detail = dict[str, Any]
 PARTITIONS = 64
+
+
+_WITHIN_S = 11 * HOUR
+
+
+def _jump_s(chance: random.Random) -> float:
+    """Seconds, a minute, minutes, hours; there or back."""
+    low, high = chance.choice([(0.5, 10), (10, 90), (120, 1800), (HOUR, 10 * HOUR)])
+    return chance.choice([1, -1]) * chance.uniform(low, high)
 
 
 def keys_of(prefix: str, run: str) -> dict[str, str]:
@@ -54,6 +64,8 @@ class Injector:
         self._standing = asyncio.Semaphore(max(1, len(relays) - 1))
         """At least one relay is always alive, so that readers have somewhere to go."""
         self._locks: dict[object, asyncio.Lock] = {}
+        self._days_s = 0.0
+        """How far ahead all clocks of Redis are, apart from the hours by which single ones differ."""
 
     async def inject(self, round: Round) -> None:
         part, _, what = round.kind.partition(".")
@@ -89,6 +101,8 @@ class Injector:
     # ── relay processes ─────────────────────────────────────────────────────────────────────────────────────────
     async def _relay(self, round: Round, what: str) -> Detail:
         index = round.relay
+        if what == "clock":
+            return await self._relay_clock(round)
         if what.endswith("_owner"):
             owner = self.owner_of(round.slot)
             index = round.relay if owner is None else owner
@@ -111,6 +125,18 @@ class Injector:
                 await relay.ready(10)
             return detail
 
+    async def _relay_clock(self, round: Round) -> Detail:
+        """Whatever a relay takes for the time is nobody's concern, so it may stay wrong by any amount."""
+        async with self._alone("clock", round.relay):
+            chance, clock = random.Random(round.pick), self._relays[round.relay].clock
+            by_s, before = chance.choice([1, 40]) * _jump_s(chance), clock.offset_s
+            detail: Detail = {"t0": time.monotonic(), "relay": round.relay, "by_s": by_s}
+            clock.jump(by_s)
+            await asyncio.sleep(round.seconds)
+            if chance.random() < 0.5:
+                clock.set(before)
+            return {**detail, "ahead_s": clock.offset_s}
+
     # ── Redis ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def _redis(self, round: Round, what: str) -> Detail:
         async with self._alone("redis"):
@@ -121,7 +147,7 @@ class Injector:
             detail["t1"] = time.monotonic()
             with suppress(TimeoutError):
                 await self._redises.whole()
-            if what in ("failover", "kill_master", "kill") and self._redises.kind != "single":
+            if what in ("failover", "kill_master", "kill", "clock", "clock_days") and self._redises.kind != "single":
                 detail["t1"] = time.monotonic()  # until then an old master may still take writes
             return detail
 
@@ -172,6 +198,34 @@ class Injector:
 
     async def _redis_bells_kill(self, _: Round, node: Node, __: list[Node]) -> Detail:
         return {"killed": await node.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")}
+
+    async def _redis_clock(self, round: Round, node: Node, _: list[Node]) -> Detail:
+        """One server's clock or all of them, by seconds to hours, for a while or for good."""
+        chance = random.Random(round.pick)
+        nodes = chance.choice([self._redises.nodes, [node], [chance.choice(self._redises.nodes)]])
+        before, by_s = [each.clock.offset_s for each in nodes], _jump_s(chance)
+        for each in nodes:
+            # All stay within less than a day of each other: then no key expires by this (see `_redis_clock_days`).
+            far = abs(each.clock.offset_s + by_s - self._days_s) > _WITHIN_S
+            each.clock.jump(-by_s if far else by_s)
+        ahead = [each.clock.offset_s - self._days_s for each in nodes]
+        await asyncio.sleep(round.seconds)
+        stays = chance.random() < 0.5
+        for each, offset_s in zip(nodes, before, strict=True):
+            each.clock.set(each.clock.offset_s if stays else offset_s)
+        return {"nodes": [self._redises.nodes.index(each) for each in nodes], "ahead_s": ahead, "stays": stays}
+
+    async def _redis_clock_days(self, round: Round, *_: Any) -> Detail:
+        """All clocks, so far ahead that every key has expired: a loss like a flush. Half of the time they come back."""
+        chance = random.Random(round.pick)
+        by_s = chance.uniform(50, 80) * HOUR
+        stays = chance.random() < 0.5
+        for jump_s in (by_s,) if stays else (by_s, -by_s):
+            self._days_s += jump_s
+            for node in self._redises.nodes:
+                node.clock.jump(jump_s)
+            await asyncio.sleep(round.seconds)
+        return {"by_s": by_s, "stays": stays}
 
     async def _redis_lose_log(self, round: Round, _: Node, masters: list[Node]) -> Detail:
         return await self._lose(round, "log", masters)

@@ -44,6 +44,7 @@ HEAVY: dict[str, Kind] = {
     "relay.stop_briefly": Kind(1, 0.2, 2.5),
     "relay.drain_owner": Kind(3, 0.2, 1.5),
     "relay.drain": Kind(1, 0.2, 1.5),
+    "relay.clock": Kind(1, 0.3, 6.0),
     "redis.kill": Kind(1.5, 0.1, 2.5),
     "redis.stop": Kind(1, 0.3, 4.5),
     "redis.pause": Kind(1, 0.3, 3.0),
@@ -55,6 +56,8 @@ HEAVY: dict[str, Kind] = {
     "redis.script_flush": Kind(0.5),
     "redis.client_kill": Kind(0.7),
     "redis.bells_kill": Kind(0.7),
+    "redis.clock": Kind(1.5, 0.3, 5.0),
+    "redis.clock_days": Kind(0.4, 0.3, 5.0),
     "store_link.cut": Kind(1),
     "store_link.dark": Kind(1, 1.0, 6.0),
     "store_link.replies_lost": Kind(1, 0.5, 5.0),
@@ -93,6 +96,8 @@ FAILOVERS: dict[str, dict[str, Kind]] = {
     "sentinel": {"redis.failover": Kind(1.5), "redis.kill_master": Kind(2, 4.0, 8.0)},
     "cluster": {"redis.failover": Kind(1.5), "redis.kill_master": Kind(2, 4.0, 8.0)},
 }
+CLOCKS = ("redis.clock", "redis.clock_days", "relay.clock")
+"""Kinds that need libfaketime."""
 MEASURED = ("relay.kill_owner", "relay.kill", "relay.drain_owner", "relay.drain")
 """Kinds whose takeover is measured; they are given quiet before and after more often."""
 
@@ -106,10 +111,11 @@ def schedule(
     slots: int = 8,
     seconds: float | None = None,
     only: Sequence[str] = (),
+    without: Sequence[str] = (),
 ) -> list[Round]:
-    """The first `rounds` rounds (fewer if `seconds` are over first), of any kind or `only` of these."""
+    """The first `rounds` rounds (fewer if `seconds` are over first), of any kind or `only` of these, `without` those."""
     heavy, light = (
-        {name: kind for name, kind in kinds.items() if not only or name in only}
+        {name: kind for name, kind in kinds.items() if (not only or name in only) and name not in without}
         for kinds in ({**HEAVY, **FAILOVERS[topology]}, LIGHT)
     )
     streams = [

@@ -22,6 +22,7 @@ PROMISES = {
     "stuck": "never told the end",
     "two_owners": "a write accepted under an old fence",
     "stale_renewal": "a lease renewed under an old fence",
+    "fence_fell": "a claim with a lower fence than an earlier one",
     "two_followers": "two upstream streams of a run, unexplained",
     "written_twice": "one seq appended twice",
     "log_hole": "a hole in the final log",

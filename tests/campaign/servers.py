@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 from relay.store.binaries import choose
 from relay.store.tied import tie
 from tests.campaign.proxy import Link, Tap
+from tests.support import clocks
 
 _COMMON = ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction"]
 _DATA = ["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "swapdb", "--repl-timeout", "5"]
@@ -56,6 +57,9 @@ class Node:
         self.port = free_port()
         self.directory = directory
         self.link: Link | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+        self.clock = clocks.Clock(directory / "clock")
+        """Its wall clock; a sentinel's stays true (it refuses to act for half a minute after a jump)."""
         self._sentinel = sentinel
         self._options = list(options)
         self._process: subprocess.Popen[bytes] | None = None
@@ -64,7 +68,6 @@ class Node:
         )
 
     def launch(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
         program, _ = choose()
         words = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory), *self._options]
         if self._sentinel is not None:
@@ -74,8 +77,9 @@ class Node:
             words = [str(config), "--sentinel"]
         with (self.directory / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*tie(sys.platform), str(program), *words], stdout=log, stderr=log, start_new_session=True
-            )
+                [*tie(sys.platform), str(program), *words], stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, **(self.clock.environment if self._sentinel is None else {})},
+            )  # fmt: skip
 
     async def start(self, timeout_s: float = 20.0) -> None:
         self.launch()
@@ -98,6 +102,7 @@ class Node:
         self.signal(signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
+            clocks.forget(self._process.pid)
 
     async def close(self) -> None:
         self.kill()

@@ -250,6 +250,38 @@ def test_an_append_that_was_under_way_at_the_claim_is_none() -> None:
     assert found(evidence) == {}
 
 
+def test_two_owners_also_where_the_later_claim_has_the_lower_fence() -> None:
+    """A flush, and a clock set back: which claim was the later one, time tells."""
+    evidence = clean()
+    t = 1003.5
+    evidence.writes.append({**evidence.writes[0], "relay": 1, "owner": "p", "fence": 3, "t0": t, "t1": t + 0.01})
+    evidence.faults.append({"n": 2, "kind": "redis.flushall", "t0": 1003.3, "t1": 1003.4})
+    assert found(evidence) == {"two_owners": 2}
+
+
+def test_a_higher_fence_of_before_a_loss_is_nobodys_fault() -> None:
+    evidence = clean()
+    evidence.writes.append({**evidence.writes[0], "relay": 1, "owner": "p", "fence": 9, "t0": 999.0, "t1": 999.1})
+    assert found(evidence) == {"fence_fell": 1}
+    evidence.faults.append({"n": 2, "kind": "redis.lose_state", "run": RUN, "t0": 999.5, "t1": 999.6})
+    assert found(evidence) == {}
+
+
+def test_fences_tell_which_of_two_claims_at_once_came_later() -> None:
+    for fence, violations in ((9, {"two_owners": 5}), (6, {})):
+        evidence = clean()
+        evidence.writes.append({**evidence.writes[0], "owner": "p", "fence": fence, "t0": 1000.15, "t1": 1000.25})
+        assert found(evidence) == violations
+
+
+def test_a_relays_own_clock_excuses_nothing() -> None:
+    for kind, violations in (("redis.clock", {}), ("relay.clock", {"two_followers": 1})):
+        evidence = clean()
+        evidence.streams.append({**evidence.streams[0], "relay": 1, "t0": 1004.0})
+        evidence.faults.append({"n": 2, "kind": kind, "relay": 0, "t0": 1003.8, "t1": 1003.9})
+        assert found(evidence) == violations, kind
+
+
 def test_a_stale_renewal() -> None:
     evidence = clean()
     _second_claim(evidence, 1006.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from tests.campaign.plan import HEAVY, LIGHT, MEASURED, schedule
+from tests.campaign.plan import CLOCKS, HEAVY, LIGHT, MEASURED, schedule
 
 
 def test_the_same_seed_gives_the_same_schedule() -> None:
@@ -24,3 +24,7 @@ def test_measured_takeovers_get_quiet() -> None:
     planned = [round for round in schedule(1, 2000) if round.kind in HEAVY]
     quiet = [b.at - a.at > 2 for a, b in pairwise(planned) if b.kind in MEASURED]
     assert sum(quiet) > len(quiet) * 0.6
+
+
+def test_where_no_clock_can_jump_none_is_planned() -> None:
+    assert not {round.kind for round in schedule(1, 2000, without=CLOCKS)} & set(CLOCKS)

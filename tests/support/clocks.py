@@ -49,7 +49,7 @@ def _works(path: Path) -> bool:
         return False
     ahead = subprocess.run(
         [sys.executable, "-I", "-S", "-c", "import time; print(time.time())"],
-        env={"LD_PRELOAD": str(path), "FAKETIME": f"+{DAY:.0f}", "FAKETIME_DONT_FAKE_MONOTONIC": "1"},
+        env={**os.environ, "LD_PRELOAD": str(path), "FAKETIME": f"+{DAY:.0f}", "FAKETIME_DONT_FAKE_MONOTONIC": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     return ahead.returncode == 0 and abs(float(ahead.stdout) - time.time() - DAY) < 60
