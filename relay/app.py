@@ -27,10 +27,12 @@ from relay import __version__, telemetry
 from relay.core.errors import StartupError, StoreUnavailable
 from relay.delivery.pulse import Pulse
 from relay.fanout.hub import Hub
+from relay.ingest.discovery import Discovery
 from relay.ingest.ingestor import Ingestor
 from relay.ingest.upstream import Upstream
 from relay.providers import PROVIDERS
 from relay.settings import Settings, masked
+from relay.store.findings import Findings
 from relay.store.keys import Keys
 from relay.store.log import Log
 from relay.store.redis import Store, shown
@@ -62,7 +64,7 @@ class App:
         self._alone = alone
         """Nobody else can use this Redis: leases found at start are those of a predecessor that died."""
         self._store = Store(redis_url, settings.redis)
-        keys = Keys(settings.redis.prefix, settings.redis.partitions)
+        keys = self._keys = Keys(settings.redis.prefix, settings.redis.partitions)
         self._log = Log(
             self._store,
             keys,
@@ -82,6 +84,7 @@ class App:
             stack.push_async_callback(self._store.close)
             session = await stack.enter_async_context(_session())
             upstreams = self._upstreams(session)
+            discovery = self._discovery(upstreams)
             ingestor = Ingestor(
                 self._log, upstreams, self.settings.ingest, event_bytes=self.settings.limits.event_bytes
             )
@@ -89,11 +92,12 @@ class App:
             health = Health(self._store, hub, ingestor, lambda: masked(self.settings))
             admit = Admit(self.settings.server, self.settings.auth, self._tokens)
             await self._serve_admin(stack, admit, health)
-            if not await self._redis(stop, health):
+            if not await self._redis(stop, health, discovery):
                 return
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             background = [
                 tasks.create_task(ingestor.run(), name="ingestor"),
+                tasks.create_task(discovery.run(), name="discovery"),
                 tasks.create_task(hub.run(), name="hub"),
                 tasks.create_task(self._pulse.run(), name="pulse"),
                 tasks.create_task(self._watch_server(), name="embedded server watch"),
@@ -106,11 +110,11 @@ class App:
                 await stop.wait()
             finally:
                 health.unready = "stopping"
-                await self._drain(ingestor, self.settings.drain.window_s if stop.is_set() else 0.0)
+                await self._drain(discovery, ingestor, self.settings.drain.window_s if stop.is_set() else 0.0)
                 for task in background:
                     task.cancel()
 
-    async def _redis(self, stop: asyncio.Event, health: Health) -> bool:
+    async def _redis(self, stop: asyncio.Event, health: Health, discovery: Discovery) -> bool:
         """Wait until Redis can be used; false if we are told to stop before. Raises StartupError if it never can."""
         health.unready = "waiting for Redis"
         said_at = -math.inf
@@ -119,6 +123,7 @@ class App:
                 await self._store.check()
                 if self._alone:
                     await self._log.forget_leases()
+                    await discovery.forget()
                 return True
             except StoreUnavailable as error:
                 if time.monotonic() - said_at >= _SAY_AGAIN_S:
@@ -139,6 +144,15 @@ class App:
         server = self.settings.server
         admin = door.build(routes.admin(health), admit, body_bytes=self.settings.limits.body_bytes)
         self.admin_address = await self._listen(stack, admin, "server.admin", server.admin_host, server.admin_port)
+
+    def _discovery(self, upstreams: dict[str, Upstream]) -> Discovery:
+        lease_s, live_s = self.settings.ingest.lease_s, self.settings.retention.live_s
+        findings = {
+            options.name: Findings(self._store, self._keys, options.name, lease_s=lease_s, live_s=live_s)
+            for options in self.settings.upstreams
+            if options.discover
+        }
+        return Discovery(upstreams, findings, self._log, self.settings.ingest)
 
     async def _serve(
         self, stack: AsyncExitStack, admit: Admit, upstreams: dict[str, Upstream], hub: Hub, ingestor: Ingestor
@@ -181,8 +195,9 @@ class App:
             self._public.append(site)
         return f"http://{name}:{bound[1]}"
 
-    async def _drain(self, ingestor: Ingestor, window_s: float) -> None:
+    async def _drain(self, discovery: Discovery, ingestor: Ingestor, window_s: float) -> None:
         self._say.info("relay.draining", streams=self._pulse.count, window_s=window_s)
+        await discovery.release()
         if not self._alone:
             await ingestor.release()
         # Meanwhile the listener stays open: balancers need a moment to see that we are not ready, and a stream refused

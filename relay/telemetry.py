@@ -63,6 +63,20 @@ RUNS_SEALED = _counter("relay_runs_sealed_total", "Runs that ended, by status.",
 ENDS_SYNTHESIZED = _counter(
     "relay_ends_synthesized_total", "Runs whose end we had to write because the upstream never did.", "upstream"
 )
+RUNS_DISCOVERED = _counter("relay_runs_discovered_total", "Runs wanted because discovery found them.", "upstream")
+RUNS_WAITING = _gauge(
+    "relay_runs_waiting", "Runs discovery found that still wait to be wanted (bounded rate).", "upstream"
+)
+RUNS_ACTIVE = _gauge(
+    "relay_runs_active", "Active runs the upstream listed last; only in the process that looks.", "upstream"
+)
+LOOKING = _gauge("relay_looking", "1 in the process that looks for the runs of an upstream with discover.", "upstream")
+LOOKS = _counter(
+    "relay_looks_total",
+    "Looks at an upstream's runs: ok, odd (some rows were no runs), store (Redis away), crashed, or how it was refused.",
+    "upstream",
+    "outcome",
+)
 PUMP_CRASHES = _counter("relay_pump_crashes_total", "Pumps that died of an unexpected error and were started again.")
 
 # --- store: Redis ----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ class UpstreamOptions:
     token: Secret | None = None
     """Sent as `Authorization: Bearer`; None sends no credentials."""
     discover: bool = False
-    """Pump every active run, watched or not. Not available yet: only false is accepted."""
+    """Pump every active run, watched or not: one process of the fleet lists the upstream's runs, all share the pumping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +43,8 @@ class IngestOptions:
     likewise."""
     runs: int = 5000
     """How many runs one process pumps at once; a further one waits."""
+    discover_s: float = 5.0
+    """How long between two looks at the runs of an upstream with `discover`."""
+    discover_per_s: float = 50.0
+    """How many newly found runs a second discovery hands to the fleet to pump, per upstream: a start against thousands of
+    active runs must not storm it, or Redis."""

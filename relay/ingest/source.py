@@ -61,7 +61,7 @@ class Source:
                     open_streams.dec()
             self.ending = Ending("eof" if self._tail in _PROPER_TAILS else "junk")
         except RelayError as error:
-            self.ending = Ending(_reason(error), error.retry_after_s)
+            self.ending = Ending(reason(error), error.retry_after_s)
         except TimeoutError:
             self.ending = Ending("stall")
         except (aiohttp.ClientError, OSError):
@@ -96,7 +96,8 @@ async def _chunks(body: aiohttp.StreamReader, patience_s: Callable[[], float | N
         yield chunk
 
 
-def _reason(error: RelayError) -> str:
+def reason(error: RelayError) -> str:
+    """A refusal in one of the words of `Ending`."""
     if isinstance(error, NotFound):
         return "gone"
     if isinstance(error, TooManyRequests):

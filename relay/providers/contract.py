@@ -28,18 +28,25 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class RunsQuery(msgspec.Struct, frozen=True):
-    """Which runs a list asks for; `until` (RFC 3339) and `status` are hints, the shell filters what comes back."""
+    """Which runs a list asks for, newest first; all but limit and offset are hints, the shell filters what comes back.
+
+    `since` and `until` (RFC 3339) bound the creation, both inclusive.
+    """
 
     limit: int
     offset: int = 0
     status: str | None = None
     until: str | None = None
+    since: str | None = None
 
 
 class Provider(Protocol):
     name: str
     list_limit: int
     """Most runs its list gives in one answer."""
+    active: tuple[str | None, ...]
+    """For discovery: the values of `RunsQuery.status` whose lists together show every run that is not over, however old;
+    (None,) if its list cannot be asked for a status."""
     durable_seq: bool
     """Whether the system numbers its events durably, so that our seq is its seq."""
 
@@ -71,7 +78,10 @@ class Provider(Protocol):
         """A native run (docs/protocol.md) without the fields only the relay knows; UpstreamError if it is none."""
 
     def runs(self, answer: object) -> list[dict[str, Any]]:
-        """The native runs of a list answer, newest first."""
+        """The native runs of a list answer, newest first. UpstreamError also for a single row that is none."""
+
+    def rows(self, answer: object) -> list[dict[str, Any] | None]:
+        """As `runs`, row for row, with None in place of a row that is no run: one bad row must not hide the others."""
 
     def error(self, status: int, headers: Mapping[str, str], answer: object) -> RelayError:
         """What a refusal means; `answer` is the parsed JSON body, or None if it was no JSON."""

@@ -149,7 +149,6 @@ RULES: Mapping[str, Rule] = {
         "http:// or https://, a host, perhaps a path; no query, fragment, user or password",
         quotable=False,
     ),
-    "upstreams[].discover": Rule(lambda discover: not discover, "false (true is not available yet)"),
     "delivery.retry_min_ms": _between(1000, 10000),
     "delivery.retry_max_ms": _between(1000, 10000),
     "auth.mode": _one_of("none", "api_keys"),

@@ -47,6 +47,10 @@ class Keys:
         """The answer of a request that carried an Idempotency-Key; `key` only places it."""
         return f"{self._tag(key)}:once:{digest}"
 
+    def of_upstream(self, kind: str, upstream: str) -> str:
+        """What is kept of an upstream as a whole: all in one partition, of its own choosing."""
+        return f"{self.prefix}:{{p{crc32(upstream.encode()) % self.partitions:02d}}}:{kind}:{upstream}"
+
     def _tag(self, key: RunKey) -> str:
         return f"{self.prefix}:{{p{self.partition(key):02d}}}"
 

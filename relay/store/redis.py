@@ -30,7 +30,9 @@ _AWAY: Final = (
 _ELSEWHERE: Final = (exceptions.MovedError, exceptions.AskError, exceptions.ReadOnlyError, exceptions.ClusterDownError)
 """Answers that say that the topology has changed."""
 
-SCRIPTS: Final = ("claim", "append", "seal", "renew", "release", "want", "scan")
+SCRIPTS: Final = (
+    "claim", "append", "seal", "renew", "release", "want", "scan", "look", "leave", "found", "standing",
+)  # fmt: skip
 
 
 class Script:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.core.errors import RelayError, UpstreamError
-from relay.core.events import MAX_SEQ, Draft, encode
+from relay.core.events import MAX_SEQ, TERMINAL, Draft, encode
 from relay.core.ids import is_id, is_upstream_name
 from relay.core.run import Run
 from relay.core.sse import Message
@@ -30,7 +30,7 @@ def asks(provider: Provider, run_id: str = "run-1", thread_id: str = "thread-1")
         provider.events(run_id, after_seq=MAX_SEQ, follow=False),
         provider.get_run(run_id),
         provider.list_runs(RunsQuery(limit=1)),
-        provider.list_runs(RunsQuery(limit=200, offset=400, status="waiting_for_input", until=AT)),
+        provider.list_runs(RunsQuery(limit=200, offset=400, status="waiting_for_input", until=AT, since=AT)),
         provider.list_thread_runs(thread_id, limit=5),
         provider.create_run(thread_id, None),
         provider.create_run(thread_id, b"{}"),
@@ -116,6 +116,35 @@ def test_an_answer_that_is_none_is_the_upstreams_error(provider: Provider, answe
         assert provider.runs(answer) == []
     except UpstreamError as error_of_list:
         assert error_of_list.status == 502  # noqa: PT017
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=repr)
+def test_rows_are_runs_or_nothing_and_an_answer_without_rows_is_the_upstreams_error(
+    provider: Provider, answer: object
+) -> None:
+    try:
+        assert not any(provider.rows(answer))
+    except UpstreamError as error:
+        assert error.status == 502  # noqa: PT017
+
+
+def test_one_bad_row_does_not_hide_the_others(provider: Provider) -> None:
+    good = [{"run_id": f"r-{i}", "status": "running", "created_at": AT} for i in range(2)]
+    bad = [row for row in ANSWERS if not isinstance(row, dict) or "data" not in row]
+    found = provider.rows([good[0], *bad, good[1]])
+    assert found == [provider.run(good[0]), *[None] * len(bad), provider.run(good[1])]
+
+
+def test_it_says_how_to_ask_for_what_is_active(provider: Provider) -> None:
+    """Every status asked for is one its own runs can have and that is not over; or there is no such filter."""
+    assert provider.active
+    for status in provider.active:
+        ask = provider.list_runs(RunsQuery(limit=provider.list_limit, status=status, since=AT, until=AT))
+        if status is None:
+            assert provider.active == (None,)
+        else:
+            assert status in ask.query.values()
+            assert provider.run({"run_id": "r", "status": status})["status"] in STATUSES - TERMINAL
 
 
 @pytest.mark.parametrize("status", ["running", "completed", "nonsense", None, 7, [], {"a": 1}])

@@ -30,6 +30,8 @@ from tests.settings.loading import HASH, SECRET, UPSTREAM, loaded, refused
         ("redis.timeout_s", ["0.5"], ["0"]),
         ("embedded.data_dir", ["/tmp/x", "x"], ["", "a\0"]),
         ("retention.live_events", ["1"], ["0", "-5"]),
+        ("ingest.discover_s", ["0.5", "60"], ["0", "-1", ".nan", ".inf"]),
+        ("ingest.discover_per_s", ["0.5", "1000"], ["0", "-1", ".nan", ".inf"]),
         ("delivery.retry_min_ms", ["1000", "10000"], ["999", "10001"]),
         ("auth.mode", ["none"], ["jwt", "", "NONE"]),
         ("auth.token_secret", ["x" * 32], ["x" * 31]),
@@ -55,7 +57,7 @@ def test_the_table_of_values(key: str, good: list[str], bad: list[str]) -> None:
          ["http://h", "https://h:1/prefix/", "http://[::1]:80"],
          ["ftp://h", "http://", "h", "",
           "http://h?a=1", "http://h#f", "http://h?", "http://u:s3cret@h", "http://h:99999", "http://a b"]),
-        ("discover", ["false"], ["true"]),
+        ("discover", ["false", "true"], ["maybe", "1"]),
     ],
 )  # fmt: skip
 def test_the_table_of_upstream_values(key: str, good: list[str], bad: list[str]) -> None:
@@ -72,7 +74,6 @@ def test_the_table_of_upstream_values(key: str, good: list[str], bad: list[str])
 
 def test_features_to_come_say_so() -> None:
     assert "not available yet" in refused({"RELAY_SERVER__WORKERS": "2"})
-    assert "not available yet" in refused({"RELAY_UPSTREAMS": f"[{UPSTREAM}]", "RELAY_UPSTREAMS__0__DISCOVER": "true"})
 
 
 def test_serving_needs_an_upstream() -> None:

@@ -40,8 +40,11 @@ FAST: dict[str, dict[str, Any]] = {
 """Patience cut down to what a test can wait for; everything else is the product's default."""
 
 
-def settings_for(base_url: str, *, token: str | None = "upstream-secret", **sections: dict[str, Any]) -> Settings:
-    settings = Settings(upstreams=(UpstreamOptions("main", "arkloop", base_url, Secret(token) if token else None),))
+def settings_for(
+    base_url: str, *, token: str | None = "upstream-secret", discover: bool = False, **sections: dict[str, Any]
+) -> Settings:
+    upstream = UpstreamOptions("main", "arkloop", base_url, Secret(token) if token else None, discover)
+    settings = Settings(upstreams=(upstream,))
     for name in {*FAST, *sections}:
         values = {**FAST.get(name, {}), **sections.get(name, {})}
         settings = replace(settings, **{name: replace(getattr(settings, name), **values)})
@@ -63,11 +66,12 @@ class RunningRelay:
 
 @asynccontextmanager
 async def running(
-    base_url: str, redis_url: str, *, prefix: str | None = None, **sections: dict[str, Any]
+    base_url: str, redis_url: str, *, prefix: str | None = None, discover: bool = False, **sections: dict[str, Any]
 ) -> AsyncIterator[RunningRelay]:
     """A relay reading `base_url`, with a Redis prefix of its own; drained at the end."""
     prefix = prefix or f"t{secrets.token_hex(4)}"
-    settings = settings_for(base_url, **{**sections, "redis": {"prefix": prefix, **sections.get("redis", {})}})
+    sections = {**sections, "redis": {"prefix": prefix, **sections.get("redis", {})}}
+    settings = settings_for(base_url, discover=discover, **sections)
     app = App(settings, redis_url, "a-test-secret-of-at-least-32-characters", lambda: True)
     stop, started = asyncio.Event(), asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
@@ -98,21 +102,22 @@ class RelayProcess:
         *,
         redis_url: str | None = None,
         environment: Mapping[str, str] | None = None,
+        discover: bool = False,
         **sections: dict[str, Any],
     ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
         self.port, self.admin_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.admin_url = f"http://127.0.0.1:{self.admin_port}"
         self.log = directory / "relay.log"
+        upstream = {"name": "main", "provider": "arkloop", "base_url": base_url, "token": "upstream-secret"}
         self._environment = {
             **os.environ,
             **(environment or {}),
             "RELAY_SERVER__PORT": str(self.port),
             "RELAY_SERVER__ADMIN_PORT": str(self.admin_port),
             "RELAY_EMBEDDED__DATA_DIR": str(directory / "data"),
-            "RELAY_UPSTREAMS": msgspec.json.encode(
-                [{"name": "main", "provider": "arkloop", "base_url": base_url, "token": "upstream-secret"}]
-            ).decode(),
+            "RELAY_UPSTREAMS": msgspec.json.encode([{**upstream, "discover": discover}]).decode(),
         }
         if redis_url is not None:
             self._environment["RELAY_REDIS__URL"] = redis_url

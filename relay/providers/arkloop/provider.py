@@ -19,6 +19,8 @@ _JSON: Final = {"Accept": "application/json"}
 class Arkloop:
     name = "arkloop"
     list_limit = 200
+    # Section 1.5 knows no other status that is not an end; each list is filtered by exactly one.
+    active: tuple[str | None, ...] = ("running", "cancelling")
     durable_seq = True
 
     def authorization(self, token: str) -> dict[str, str]:
@@ -41,6 +43,8 @@ class Arkloop:
             wanted["status"] = "running" if query.status == "waiting_for_input" else query.status
         if query.until is not None:
             wanted["until"] = query.until
+        if query.since is not None:
+            wanted["since"] = query.since
         return Ask("GET", "/v1/runs", wanted, _JSON)
 
     def list_thread_runs(self, thread_id: str, *, limit: int) -> Ask:
@@ -64,6 +68,9 @@ class Arkloop:
 
     def runs(self, answer: object) -> list[dict[str, Any]]:
         return runs.native_runs(answer)
+
+    def rows(self, answer: object) -> list[dict[str, Any] | None]:
+        return runs.native_rows(answer)
 
     def error(self, status: int, headers: Mapping[str, str], answer: object) -> RelayError:
         return runs.refusal(status, headers, answer)

@@ -89,10 +89,18 @@ def _names_a_run(answer: dict[str, Any]) -> bool:
 
 
 def native_runs(answer: object) -> list[dict[str, Any]]:
+    return [native_run(item) for item in _items(answer)]
+
+
+def native_rows(answer: object) -> list[dict[str, Any] | None]:
+    return [native_run(item) if isinstance(item, dict) and _names_a_run(item) else None for item in _items(answer)]
+
+
+def _items(answer: object) -> list[Any]:
     items = answer.get("data") if isinstance(answer, dict) else answer
     if not isinstance(items, list):
         raise UpstreamError("the upstream's answer is not a list of runs")
-    return [native_run(item) for item in items]
+    return items
 
 
 def refusal(status: int, headers: Mapping[str, str], answer: object) -> RelayError:
