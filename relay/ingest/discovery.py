@@ -27,6 +27,9 @@ from relay.ingest.upstream import Upstream
 from relay.store.findings import Findings
 from relay.store.log import Log
 
+_TICK_S: Final = 0.25
+"""How often wants are said, at the least. Every process scans for them once a second and the first one claims what it
+finds: in small portions they come to all of the fleet."""
 _LONGEST_S: Final = 60.0
 """Last ceiling of the back-off between looks that fail."""
 _RETRY_AFTER_S: Final = 300.0
@@ -69,7 +72,7 @@ class Lookout:
         self._findings = findings
         self._log = log
         self._options = options
-        self._tick_s = min(options.lease_s, options.unwanted_s) / 3
+        self._tick_s = min(_TICK_S, options.lease_s / 3, options.unwanted_s / 3)
         self._outcome = "ok"
         self._say = telemetry.logger(upstream=upstream.name)
 
@@ -99,8 +102,9 @@ class Lookout:
         finally:
             for gauge in (telemetry.LOOKING, telemetry.RUNS_ACTIVE, telemetry.RUNS_WAITING):
                 gauge.labels(self.name).set(0)
-            with suppress(RelayError):
-                await self._findings.leave(token)
+            with suppress(RelayError, TimeoutError):
+                async with asyncio.timeout(self._options.lease_s):  # by then it is over anyway
+                    await self._findings.leave(token)
 
     def _lease_end(self) -> float:
         """Until when a lease asked for now is ours for certain; by our clock, so that a process that was frozen knows."""
@@ -112,7 +116,7 @@ class Lookout:
             telemetry.LOOKING.labels(self.name).set(1)
             found = Found(again_s=self._options.unwanted_s / 3)
             memory = await self._findings.recall()
-            search = Search(self._upstream, self._findings, token, memory, found)
+            search = Search(self._upstream, self._findings, token, memory, found, lambda: _holding(scope))
             await search.resume(memory)
             tasks.create_task(self._look_for_ever(search, found), name=f"looks {self.name}")
             await self._keep_for_ever(token, scope, found)
@@ -189,6 +193,11 @@ class Lookout:
         if run_ids:
             await self._log.want([RunKey(self.name, run_id) for run_id in run_ids])
             found.said(run_ids, now)
+
+
+def _holding(scope: asyncio.Timeout) -> bool:
+    end = scope.when()
+    return end is not None and asyncio.get_running_loop().time() < end
 
 
 def _asked_for(error: RelayError) -> float:

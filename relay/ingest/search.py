@@ -9,11 +9,11 @@ no mark: what had ended by then is history, and is only remembered as seen.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from relay import telemetry
-from relay.core.errors import StoreUnavailable
+from relay.core.errors import LeaseLost, StoreUnavailable
 from relay.ingest.found import Found
 from relay.ingest.upstream import Upstream
 from relay.ingest.walk import Row, Walk, row_of
@@ -29,10 +29,20 @@ _AHEAD_US: Final = 60 * 1_000_000
 class Search:
     """What is known while one process looks. A look that fails half-way is simply taken up by the next."""
 
-    def __init__(self, upstream: Upstream, findings: Findings, token: str, memory: Memory, found: Found) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        findings: Findings,
+        token: str,
+        memory: Memory,
+        found: Found,
+        holding: Callable[[], bool],
+    ) -> None:
         self._upstream = upstream
         self._findings = findings
         self._token = token
+        self._holding = holding
+        """Whether the lease is ours for certain, by our own clock."""
         self._found = found
         self._mark_us = memory.mark_us
         self._seen = dict(memory.seen)
@@ -136,6 +146,10 @@ class Search:
 
     async def _read(self, query: RunsQuery) -> tuple[list[Row], int]:
         """A page of the list: its runs, and how many rows it had, odd ones included."""
+        if (
+            not self._holding()
+        ):  # we were frozen: on waking, our next step may come before the end of the lease is noticed
+            raise LeaseLost(f"the lease to look for runs of {self._upstream.name} is over")
         provider = self._upstream.provider
         found = provider.rows(await self._upstream.ask(provider.list_runs(query)))
         rows = [row_of(run) for run in found if run is not None]

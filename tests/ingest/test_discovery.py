@@ -252,7 +252,7 @@ async def test_one_bad_row_does_not_hide_the_others(bench: Bench) -> None:
 
 # --- how much --------------------------------------------------------------------------------------------------------
 async def test_new_wants_are_bounded_and_all_come_in_the_end(bench: Bench) -> None:
-    """30 a second and a tick of 0.2 s: no more than 6 new ones each time, whatever else is said again."""
+    """30 a second, and a tick of 0.2 s (a third of the lease): no more than 6 new ones each time."""
     active = bench.add(60)
     seen: set[str] = set()
     async with bench.looking(replace(OPTIONS, discover_per_s=30.0, unwanted_s=60.0)):

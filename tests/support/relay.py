@@ -103,6 +103,7 @@ class RelayProcess:
         redis_url: str | None = None,
         environment: Mapping[str, str] | None = None,
         discover: bool = False,
+        token: str = "upstream-secret",
         **sections: dict[str, Any],
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ class RelayProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         self.admin_url = f"http://127.0.0.1:{self.admin_port}"
         self.log = directory / "relay.log"
-        upstream = {"name": "main", "provider": "arkloop", "base_url": base_url, "token": "upstream-secret"}
+        upstream = {"name": "main", "provider": "arkloop", "base_url": base_url, "token": token}
         self._environment = {
             **os.environ,
             **(environment or {}),
