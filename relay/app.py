@@ -8,14 +8,14 @@ closed.
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import math
 import os
 import random
 import secrets
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final
@@ -54,15 +54,28 @@ class App:
     """One relay process. `run` serves until `stop` is set."""
 
     def __init__(
-        self, settings: Settings, redis_url: str, token_secret: str, alive: Callable[[], bool], *, alone: bool = False
+        self,
+        settings: Settings,
+        redis_url: str,
+        token_secret: str,
+        alive: Callable[[], bool],
+        *,
+        alone: bool = False,
+        listeners: Sequence[socket.socket] | None = None,
     ) -> None:
         self.settings = settings
         self.address = ""
         """http://host:port of the public listener, once it listens."""
         self.admin_address = ""
+        self.health: Health | None = None
+        """Once the parts it looks at are made."""
+        self.alone = alone
+        """Nobody else can use this Redis: leases found at start are those of a predecessor that died, and nobody takes
+        ours over at the end. A worker is told what of this is so when it starts, and again when it stops."""
+        self._listeners = listeners
+        """Bound sockets for the public listener, from a parent who also has the admin listener and speaks for all of
+        its workers; None for a process of its own."""
         self._alive = alive
-        self._alone = alone
-        """Nobody else can use this Redis: leases found at start are those of a predecessor that died."""
         self._store = Store(redis_url, settings.redis)
         keys = self._keys = Keys(settings.redis.prefix, settings.redis.partitions)
         self._log = Log(
@@ -75,7 +88,7 @@ class App:
         self._tokens = Tokens(token_secret)
         self._once = Once(self._store, keys)
         self._pulse = Pulse(settings.limits.connections)
-        self._public: list[web.TCPSite] = []
+        self._public: list[web.BaseSite] = []
         self._say = telemetry.logger()
 
     async def run(self, stop: asyncio.Event, started: Callable[[App], None] = lambda _: None) -> None:
@@ -89,9 +102,10 @@ class App:
                 self._log, upstreams, self.settings.ingest, event_bytes=self.settings.limits.event_bytes
             )
             hub = Hub(self._store, self._log, ingestor, self.settings.fanout)
-            health = Health(self._store, hub, ingestor, lambda: masked(self.settings))
+            health = self.health = Health(self._store, hub, ingestor, lambda: masked(self.settings))
             admit = Admit(self.settings.server, self.settings.auth, self._tokens)
-            await self._serve_admin(stack, admit, health)
+            if self._listeners is None:
+                await self._serve_admin(stack, admit, health)
             if not await self._redis(stop, health, discovery):
                 return
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -105,7 +119,8 @@ class App:
             try:
                 await self._serve(stack, admit, upstreams, hub, ingestor)
                 health.unready = None
-                self._announce()
+                if self._listeners is None:
+                    announce(self.settings, self._store.url, address=self.address, admin=self.admin_address)
                 started(self)
                 await stop.wait()
             finally:
@@ -121,7 +136,7 @@ class App:
         while not stop.is_set():
             try:
                 await self._store.check()
-                if self._alone:
+                if self.alone:
                     await self._log.forget_leases()
                     await discovery.forget()
                 return True
@@ -162,43 +177,39 @@ class App:
         runs = Runs(directory, self._log, ingestor, self._tokens, self._once)
         events = Events(directory, hub, self._log, self._pulse, self.settings.delivery)
         public = door.build(routes.public(runs, events, Dashboard()), admit, body_bytes=self.settings.limits.body_bytes)
-        self.address = await self._listen(stack, public, "server", server.host, server.port)
+        self.address = await self._listen(stack, public, "server", server.host, server.port, self._listeners)
         # Nothing of what was built so far ever becomes garbage: keep the collector from walking it again and again.
         gc.collect()
         gc.freeze()
         # Nearly all of what comes and goes afterwards is freed by its count: look for cycles a hundred times less often.
         gc.set_threshold(50_000, 20, 50)
 
-    async def _listen(self, stack: AsyncExitStack, app: web.Application, what: str, host: str, port: int) -> str:
-        head = self.settings.limits.head_bytes
-        runner = listener.Runner(
-            app,
-            access_log=None,
-            logger=telemetry.server_logger(),
-            shutdown_timeout=self.settings.drain.close_s,
-            max_line_size=head,
-            max_field_size=head,
-        )
+    async def _listen(
+        self,
+        stack: AsyncExitStack,
+        app: web.Application,
+        what: str,
+        host: str,
+        port: int,
+        bound: Sequence[socket.socket] | None = None,
+    ) -> str:
+        runner = listener.runner(app, self.settings.limits, close_s=self.settings.drain.close_s)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
+        sites: list[web.BaseSite] = [web.SockSite(runner, sock, backlog=1024) for sock in bound or ()]
         try:
-            site = web.TCPSite(runner, host, port, backlog=1024)
-            await site.start()
+            for site in sites or [web.TCPSite(runner, host, port, backlog=1024)]:
+                await site.start()
+                if what == "server":
+                    self._public.append(site)
         except OSError as error:
-            reason = (
-                "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound: {os.strerror(error.errno or 0)}"
-            )
-            raise StartupError(f"{what}: {host}:{port} {reason}") from error
-        bound = runner.addresses[0]
-        name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        if what == "server":
-            self._public.append(site)
-        return f"http://{name}:{bound[1]}"
+            raise listener.refused(what, host, port, error) from error
+        return listener.shown(runner.addresses[0])
 
     async def _drain(self, discovery: Discovery, ingestor: Ingestor, window_s: float) -> None:
         self._say.info("relay.draining", streams=self._pulse.count, window_s=window_s)
         await discovery.release()
-        if not self._alone:
+        if not self.alone:
             await ingestor.release()
         # Meanwhile the listener stays open: balancers need a moment to see that we are not ready, and a stream refused
         # with 503 would end a plain EventSource for good.
@@ -213,18 +224,20 @@ class App:
             await asyncio.sleep(1.0)
         raise StartupError("the embedded Redis server has died; see server.log in embedded.data_dir")
 
-    def _announce(self) -> None:
-        self._say.info(
-            "relay.ready",
-            version=__version__,
-            address=self.address,
-            admin=self.admin_address,
-            redis=shown(self._store.url),
-            upstreams=[upstream.name for upstream in self.settings.upstreams],
-            auth=self.settings.auth.mode,
-        )
-        if self.settings.auth.mode == "api_keys":
-            self._say.warning("auth.coarse", hint="every key sees every run of every upstream")
+
+def announce(settings: Settings, redis_url: str, **where: str | int) -> None:
+    """Say once that we serve, where, and what whoever runs us should know."""
+    say = telemetry.logger()
+    say.info(
+        "relay.ready",
+        version=__version__,
+        **where,
+        redis=shown(redis_url),
+        upstreams=[upstream.name for upstream in settings.upstreams],
+        auth=settings.auth.mode,
+    )
+    if settings.auth.mode == "api_keys":
+        say.warning("auth.coarse", hint="every key sees every run of every upstream")
 
 
 def _session() -> aiohttp.ClientSession:

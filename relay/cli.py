@@ -10,9 +10,9 @@ import asyncio
 import os
 import re
 import secrets
-import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,30 +69,53 @@ def _config_argument(parser: argparse.ArgumentParser) -> None:
 # --- serve -----------------------------------------------------------------------------------------------------------
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     _config_argument(parser)
+    parser.add_argument("--workers", metavar="N", help="processes on the one port, 1 to 64 (default: server.workers)")
     parser.set_defaults(command=_serve)
 
 
 def _serve(options: argparse.Namespace) -> int:
     from relay import telemetry
-    from relay.app import App
     from relay.settings import load
     from relay.store.embedded import EmbeddedServer
 
-    settings = load(options.config, os.environ)
+    settings = _with_workers(load(options.config, os.environ), options.workers)
     telemetry.set_up_log(settings.log)
     if settings.redis.url is not None:
         secret = settings.auth.token_secret
-        app = App(
-            settings, settings.redis.url.value, secret.value if secret else secrets.token_urlsafe(48), lambda: True
-        )
-        return run_loop(_until_told(app))
+        made = secret.value if secret else secrets.token_urlsafe(48)
+        return _serve_on(settings, settings.redis.url.value, made, lambda: True, alone=False)
     server = EmbeddedServer.start(settings.embedded)
     try:
         telemetry.logger().info("embedded.started", server=server.describe, data_dir=settings.embedded.data_dir)
-        app = App(settings, server.url, _token_secret(settings), server.alive, alone=True)
-        return run_loop(_until_told(app))
+        return _serve_on(settings, server.url, _token_secret(settings), server.alive, alone=True)
     finally:
         server.stop()
+
+
+def _serve_on(settings: Any, redis_url: str, token_secret: str, alive: Callable[[], bool], *, alone: bool) -> int:
+    """In this process, or as the parent of several; until told to stop."""
+    from relay.app import App
+    from relay.core.options import Secret
+    from relay.process import run_loop
+
+    if settings.server.workers == 1:
+        return run_loop(_until_told(App(settings, redis_url, token_secret, alive, alone=alone)))
+    from relay import workers
+
+    return workers.serve(workers.Common(settings, Secret(redis_url), Secret(token_secret), alone, alive))
+
+
+def _with_workers(settings: Any, text: str | None) -> Any:
+    """The settings, with the number from the command line if there is one."""
+    from relay.settings.rules import RULES
+    from relay.settings.schema import refusal
+
+    if text is None:
+        return settings
+    rule = RULES["server.workers"]
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not rule.holds(int(text)):
+        raise refusal("--workers", f"{text!r} cannot be used", rule.allowed)
+    return replace(settings, server=replace(settings.server, workers=int(text)))
 
 
 def _token_secret(settings: Any) -> str:
@@ -105,37 +128,15 @@ def _token_secret(settings: Any) -> str:
 
 async def _until_told(app: Any) -> int:
     """Serve until SIGTERM or SIGINT; a second one ends the process now."""
+    from relay.process import first, when_told
+
     stop = asyncio.Event()
-
-    def told() -> None:
-        if stop.is_set():
-            os._exit(1)
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told)
+    when_told(stop)
     try:
         await app.run(stop)
     except* RelayError as errors:
-        raise _first(errors) from None
+        raise first(errors) from None
     return 0
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    first: BaseException = group
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first
-
-
-def run_loop(main: Coroutine[Any, Any, int]) -> int:
-    """Run to the end, on uvloop where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    return uvloop.run(main)
 
 
 # --- check -----------------------------------------------------------------------------------------------------------

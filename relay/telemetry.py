@@ -14,19 +14,22 @@ from typing import Any, Literal, cast
 import orjson
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 REGISTRY = CollectorRegistry()
+"""What a process that serves counts."""
+PARENT = CollectorRegistry()
+"""What the parent of several workers counts itself; theirs stand beside it on the same page."""
 
 _LATENCY = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-def _counter(name: str, meaning: str, *labels: str) -> Counter:
-    return Counter(name, meaning, labels, registry=REGISTRY)
+def _counter(name: str, meaning: str, *labels: str, registry: CollectorRegistry = REGISTRY) -> Counter:
+    return Counter(name, meaning, labels, registry=registry)
 
 
-def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
-    return Gauge(name, meaning, labels, registry=REGISTRY)
+def _gauge(name: str, meaning: str, *labels: str, registry: CollectorRegistry = REGISTRY) -> Gauge:
+    return Gauge(name, meaning, labels, registry=registry)
 
 
 def _histogram(name: str, meaning: str, *labels: str) -> Histogram:
@@ -106,6 +109,29 @@ DRAIN_LAG = _histogram("relay_client_drain_seconds", "How long a slow client too
 # --- web --------------------------------------------------------------------------------------------------------------
 REQUESTS = _counter("relay_http_requests_total", "Requests, by route and status.", "route", "status")
 REFUSED = _counter("relay_http_refused_total", "Requests refused before a route saw them, by error code.", "code")
+PARENT.register(REQUESTS)  # of the admin listener, if it is the parent's; workers' series have a label `worker`
+PARENT.register(REFUSED)
+
+# --- workers: counted by their parent (`relay serve --workers N`) ------------------------------------------------------
+WORKERS_WANTED = _gauge("relay_workers_wanted", "Workers there should be: server.workers.", registry=PARENT)
+WORKERS_RUNNING = _gauge("relay_workers_running", "Workers that have started and serve.", registry=PARENT)
+WORKERS_RESTARTED = _counter(
+    "relay_worker_restarts_total",
+    "Workers replaced; reason is killed (by a signal), failed (exit status) or stopped (asked to, from outside).",
+    "reason",
+    registry=PARENT,
+)
+WORKERS_SILENT = _counter(
+    "relay_worker_silent_total",
+    "Questions a worker did not answer in time, so that the answer for all is without it.",
+    "question",
+    registry=PARENT,
+)
+
+
+def page(registry: CollectorRegistry = REGISTRY) -> bytes:
+    """All series of a registry, as /metrics shows them."""
+    return generate_latest(registry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +142,15 @@ class LogOptions:
     """json lines, console rendering, or auto: console on a terminal, else json."""
 
 
-def set_up_log(options: LogOptions) -> None:
-    """Called once, before anything logs. Writes to stderr, so that stdout stays for what a command prints."""
+def set_up_log(options: LogOptions, **always: int) -> None:
+    """Called once, before anything logs. Writes to stderr, so that stdout stays for what a command prints.
+
+    `always` stands on every line: which of several processes it is.
+    """
+
+    def sign(_: object, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {**line, **always}
+
     console = options.format == "console" or (options.format == "auto" and sys.stderr.isatty())
     render: list[Any] = (
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
@@ -128,15 +161,18 @@ def set_up_log(options: LogOptions) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            sign,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line in one write: several processes share it
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=max(level, logging.WARNING), format='{"level":"%(levelname)s","event":"%(message)s"}')
+    signed = "".join(f',"{name}":{value}' for name, value in always.items())
+    form = f'{{"level":"%(levelname)s","event":"%(message)s"{signed}}}'
+    logging.basicConfig(level=max(level, logging.WARNING), format=form)
 
 
 class _NoTraceback(logging.Filter):

@@ -42,7 +42,7 @@ class IngestOptions:
     """A run nobody has watched for this long is no longer pumped (it is resumed when somebody comes). May differ
     likewise."""
     runs: int = 5000
-    """How many runs one process pumps at once; a further one waits."""
+    """How many runs one process (each of `server.workers`) pumps at once; a further one waits."""
     discover_s: float = 5.0
     """How long between two looks at the runs of an upstream with `discover`."""
     discover_per_s: float = 50.0

@@ -130,7 +130,7 @@ RULES: Mapping[str, Rule] = {
     "server.port": _PORT,
     "server.admin_host": _LISTEN,
     "server.admin_port": _PORT,
-    "server.workers": Rule(lambda workers: workers == 1, "1 (more than one is not available yet)"),
+    "server.workers": _between(1, 64),
     "server.allowed_hosts[]": Rule(lambda host: host == "*" or _is_host(host), "a host name without port, or *"),
     "server.cors_origins[]": Rule(
         _is_origin, "an origin as browsers send it: scheme://host[:port], lower case, no path, no default port"

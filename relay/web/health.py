@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from relay import telemetry
 from relay.core.errors import RelayError
@@ -33,22 +33,31 @@ class Health:
 
     async def readyz(self, _: web.Request) -> web.Response:
         """Ready: told to serve, and the log can be reached."""
+        trouble = await self.trouble()
+        if trouble is not None:
+            return json_response({"status": "not ready", "reason": trouble}, status=503)
+        return json_response({"status": "ready"})
+
+    async def trouble(self) -> str | None:
+        """Why it is not ready; None if it is."""
         if self.unready is not None:
-            return json_response({"status": "not ready", "reason": self.unready}, status=503)
+            return self.unready
         try:
             async with asyncio.timeout(2):
                 await self._store.ping()
         except (RelayError, TimeoutError):
-            return json_response({"status": "not ready", "reason": "the event log cannot be reached"}, status=503)
-        return json_response({"status": "ready"})
+            return "the event log cannot be reached"
+        return None
 
     async def metrics(self, _: web.Request) -> web.Response:
-        body = generate_latest(telemetry.REGISTRY)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=telemetry.page(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def runs(self, _: web.Request) -> web.Response:
         """What is watched and pumped here."""
-        return json_response({"watched": self._hub.describe(), "pumped": self._ingestor.describe()})
+        return json_response(self.describe())
+
+    def describe(self) -> dict[str, list[dict[str, Any]]]:
+        return {"watched": self._hub.describe(), "pumped": self._ingestor.describe()}
 
     async def config(self, _: web.Request) -> web.Response:
         """The effective configuration, secrets masked."""

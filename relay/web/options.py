@@ -18,7 +18,8 @@ class ServerOptions:
     admin_port: int = 9464
     """Port of the admin listener; 0 lets the system choose."""
     workers: int = 1
-    """Processes on one port. Not available yet: only 1 is accepted."""
+    """Processes on the one port, 1 to 64 (`relay serve --workers N` wins). Bounds of a process (`limits.connections`,
+    `ingest.runs`, `fanout.memory_bytes`) are each worker's own. Linux deals connections out among them evenly."""
     allowed_hosts: tuple[str, ...] = ()
     """Names clients may use in `Host` besides loopback names, `server.host` and IP addresses (which cannot be
     rebound); `*` allows any. Guards against DNS rebinding."""
@@ -29,7 +30,7 @@ class ServerOptions:
 @dataclass(frozen=True, slots=True)
 class LimitOptions:
     connections: int = 10_000
-    """Open streams (SSE, WebSocket, NDJSON) at once; one more is refused with 503 and `Retry-After`."""
+    """Open streams (SSE, WebSocket, NDJSON) at once, per worker; one more is refused with 503 and `Retry-After`."""
     body_bytes: int = 1_048_576
     """Largest request body."""
     head_bytes: int = 16_384

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+from aiohttp import web
+
 from relay.web.admit import Access
 from relay.web.door import Route
 from relay.web.events import Events
-from relay.web.health import Health
 from relay.web.runs import Runs
 from relay.web.ui import Dashboard
 
@@ -35,7 +38,17 @@ def public(runs: Runs, events: Events, dashboard: Dashboard) -> list[Route]:
     ]
 
 
-def admin(health: Health) -> list[Route]:
+class Pages(Protocol):
+    """What the admin listener shows: of one process (web/health.py), or of several (workers/overview.py)."""
+
+    async def healthz(self, request: web.Request, /) -> web.Response: ...
+    async def readyz(self, request: web.Request, /) -> web.Response: ...
+    async def metrics(self, request: web.Request, /) -> web.Response: ...
+    async def runs(self, request: web.Request, /) -> web.Response: ...
+    async def config(self, request: web.Request, /) -> web.Response: ...
+
+
+def admin(health: Pages) -> list[Route]:
     return [
         Route("GET", "/healthz", Access.OPEN, health.healthz, "healthz"),
         Route("GET", "/readyz", Access.OPEN, health.readyz, "readyz"),

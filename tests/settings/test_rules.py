@@ -15,7 +15,7 @@ from tests.settings.loading import HASH, SECRET, UPSTREAM, loaded, refused
         ("server.host", ["127.0.0.1", "::1", "localhost"], ["", "a b", "127.0.0.1:80", "[::1]", "a..b", "-"]),
         ("server.port", ["0", "1", "65535"], ["-1", "65536"]),
         ("server.admin_port", ["0", "65535"], ["-1", "65536"]),
-        ("server.workers", ["1"], ["0", "2"]),
+        ("server.workers", ["1", "2", "64"], ["0", "65", "-1"]),
         ("server.allowed_hosts[0]", ["a.example", "relay", "my_relay", "10.0.0.1"], ["a.example:80", "", "*.example", "http://a"]),
         ("server.cors_origins[0]",
          ["https://app.example.com", "http://localhost:3000", "http://[::1]:8080", "capacitor://localhost"],
@@ -70,10 +70,6 @@ def test_the_table_of_upstream_values(key: str, good: list[str], bad: list[str])
         message = refused(environ(value))
         assert message.startswith(f"upstreams[0].{key}"), value
         assert "s3cret" not in message
-
-
-def test_features_to_come_say_so() -> None:
-    assert "not available yet" in refused({"RELAY_SERVER__WORKERS": "2"})
 
 
 def test_serving_needs_an_upstream() -> None:

@@ -482,7 +482,7 @@ SCHEMA_REFUSES: list[tuple[dict[str, Any], str, str]] = [
     (at("config.server.prot", 80), "/config/server", "prot"),
     (at("config.server.port", 80), "/config/server/port", "1,?024"),
     (at("config.server.host", "1.2.3.4"), "/config/server", "host"),
-    (at("config.server.workers", 4), "/config/server/workers", "1"),
+    (at("config.server.workers", 65), "/config/server/workers", "64"),
     (at("config.drain.close_s", 0), "/config/drain/close_s", "0"),
     (at("config.server.allowed_hosts", ["relay:8080"]), "/config/server/allowed_hosts/0", "pattern"),
     (at("config.server.cors_origins", ["https://App/x"]), "/config/server/cors_origins/0", "pattern"),

@@ -1,0 +1,46 @@
+"""What all our serving processes do alike: the loop they run on, the signals that end them, the one error they end with."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+
+def run_loop(main: Coroutine[Any, Any, int]) -> int:
+    """Run to the end, on uvloop where it is installed."""
+    try:
+        import uvloop  # noqa: PLC0415  (an extra: `fast`)
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)
+
+
+def _now() -> None:
+    os._exit(1)
+
+
+def when_told(stop: asyncio.Event, again: Callable[[], None] = _now) -> None:
+    """SIGTERM or SIGINT sets `stop`; each further one calls `again`, which by default ends the process at once."""
+    signals = 0
+
+    def told() -> None:
+        nonlocal signals
+        signals += 1
+        stop.set()
+        if signals > 1:
+            again()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told)
+
+
+def first(group: BaseExceptionGroup[Any]) -> BaseException:
+    """One error of those that happened together: the others are its consequences."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
