@@ -128,8 +128,11 @@ class Child:
         return question.result() if question.done() and not question.cancelled() else None
 
     def stop(self, *, alone: bool) -> None:
-        """Ask it to drain and end; `alone`: nobody will be left to take over its runs. A message, because a second *signal* means "now", and somebody (systemd signals
-        whole control groups) may have sent the first already; a signal only while it cannot read messages yet."""
+        """Ask it to drain and end; `alone`: nobody will be left to take over its runs.
+
+        By a message, because a second *signal* means "now", and somebody may have sent the first one already (systemd
+        signals whole control groups); by a signal only while it cannot read messages yet.
+        """
         if self.up:
             self._tell({"stop": True, "alone": alone})
         else:

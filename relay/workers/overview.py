@@ -46,7 +46,7 @@ class Overview:
 
     async def _trouble(self) -> str | None:
         """None as soon as one worker is ready: the others may be slow to answer."""
-        trouble = "no worker answers"
+        trouble = "no worker answers" if self._up() else "no worker is up"
         async with asyncio.TaskGroup() as tasks:
             asked = [tasks.create_task(self._ask(child, "ready", _READY_S)) for child in self._up()]
             for next_one in asyncio.as_completed(asked):

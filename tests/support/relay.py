@@ -123,7 +123,8 @@ class RelayProcess:
         if redis_url is not None:
             self._environment["RELAY_REDIS__URL"] = redis_url
         for name in {"ingest", "fanout", "drain", *sections}:
-            for field, value in {**FAST.get(name, {}), **sections.get(name, {})}.items():
+            fast = FAST.get(name, {}) if name != "server" else {}  # the ports are ours
+            for field, value in {**fast, **sections.get(name, {})}.items():
                 self._environment[f"RELAY_{name}__{field}".upper()] = str(value)
         self.process: asyncio.subprocess.Process | None = None
 

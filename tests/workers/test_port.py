@@ -97,7 +97,7 @@ def test_a_port_with_connections_of_a_relay_that_went_can_be_had_again() -> None
 def test_an_address_that_is_not_ours_is_refused_in_words() -> None:
     with pytest.raises(StartupError, match=r"server: 192\.0\.2\.1:0 cannot be bound"):
         Port("192.0.2.1", 0)
-    with pytest.raises(StartupError, match="server: no-such-host.invalid:0 cannot be bound"):
+    with pytest.raises(StartupError, match=r"server: no-such-host\.invalid:0 cannot be bound"):
         Port("no-such-host.invalid", 0)
 
 
