@@ -120,27 +120,43 @@ def test_arguments_that_cannot_be_used(arguments: list[str]) -> None:
     assert "usage: relay" in done.stderr
 
 
+@pytest.mark.parametrize("number", ["0", "65", "-1", "two", "1.5", "", "1_0", "٢", "9" * 5000])
+def test_a_number_of_workers_that_cannot_be_used(tmp_path: Path, number: str) -> None:
+    line = complaint(relay("serve", "--workers", number, "--config", config(tmp_path)), 2)
+    assert line.startswith("relay: --workers: ")
+    assert line.endswith("; allowed: 1 to 64")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_configured_number_of_workers_that_cannot_be_used(tmp_path: Path) -> None:
+    line = complaint(relay("serve", "--config", config(tmp_path), RELAY_SERVER__WORKERS="65"), 2)
+    assert line == "relay: server.workers: 65 cannot be used; allowed: 1 to 64"
+
+
 # --- the surroundings: exit status 1 ---------------------------------------------------------------------------------
-def test_redis_that_evicts_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_redis_that_evicts_is_refused(tmp_path: Path, workers: str) -> None:
     server = EmbeddedServer.start(EmbeddedOptions(str(tmp_path / "redis")))
     try:
         with redis.Redis.from_url(server.url) as client:
             client.config_set("maxmemory-policy", "allkeys-lru")
-        line = complaint(relay("serve", "--config", config(tmp_path, redis={"url": server.url})), 1)
+        line = complaint(
+            relay("serve", "--workers", workers, "--config", config(tmp_path, redis={"url": server.url})), 1
+        )
     finally:
         server.stop()
     assert "allkeys-lru" in line
     assert "noeviction" in line
 
 
-@pytest.mark.parametrize("which", ["port", "admin_port"])
-def test_a_port_in_use(tmp_path: Path, which: str) -> None:
+@pytest.mark.parametrize("workers", ["1", "3"])
+@pytest.mark.parametrize(("which", "section"), [("port", "server"), ("admin_port", "server.admin")])
+def test_a_port_in_use(tmp_path: Path, which: str, section: str, workers: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = relay("serve", "--config", config(tmp_path, server={"port": 0, "admin_port": 0, which: port}))
-    line = complaint(done, 1, alone=False)
-    assert f"127.0.0.1:{port}" in line
-    assert "in use" in line
+        file = config(tmp_path, server={"port": 0, "admin_port": 0, which: port})
+        done = relay("serve", "--workers", workers, "--config", file)
+    assert complaint(done, 1, alone=False) == f"relay: {section}: 127.0.0.1:{port} is in use"
     assert "relay.ready" not in done.stderr
     assert not _servers(tmp_path)  # the embedded server went with it
 

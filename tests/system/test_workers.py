@@ -243,6 +243,42 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+# ── the port ────────────────────────────────────────────────────────────────────────────────────────────────────────
+async def test_port_0_is_one_port_for_all_and_told_once(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    relay = Team(upstream.url, tmp_path, workers=3, server={"port": 0, "admin_port": 0})
+    relay.session = aiohttp.ClientSession()
+    starting = asyncio.create_task(relay.start())  # it asks a port that is not the one
+    try:
+        await until(lambda: len(relay.told("worker.started")) == 3, what="every worker started")
+        (ready,) = relay.told("relay.ready")
+        relay.url, relay.admin_url = ready["address"], ready["admin"]
+        run_id = play(upstream, 400)
+        async with crowd(events_of(relay, run_id)) as people:
+            await everywhere(relay, people)
+            relay.tell(0, signal.SIGKILL)
+            await relay.replaced(0)
+            await people.ended()
+            people.check(upstream.truth(run_id))
+        assert len(relay.told("relay.ready")) == 1
+        assert await relay.stop() == 0
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await relay.__aexit__()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_second_relay_does_not_slip_into_the_port(
+    upstream: ScriptedUpstream, tmp_path: Path, workers: int
+) -> None:
+    async with team(upstream.url, tmp_path, workers=2) as relay:
+        (tmp_path / "second").mkdir()
+        second = Team(upstream.url, tmp_path / "second", workers=workers, server={"port": relay.port})
+        with pytest.raises(RuntimeError, match=f"exited with 1:(.|\n)*server: 127.0.0.1:{relay.port} is in use"):
+            await second.start()
+        assert second.workers == []
+
+
 # ── the end ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 async def test_kill_9_of_the_parent_leaves_nothing_and_the_next_one_goes_on(
     upstream: ScriptedUpstream, tmp_path: Path
