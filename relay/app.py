@@ -72,6 +72,8 @@ class App:
         self.alone = alone
         """Nobody else can use this Redis: leases found at start are those of a predecessor that died, and nobody takes
         ours over at the end. A worker is told what of this is so when it starts, and again when it stops."""
+        self.window_s = settings.drain.window_s
+        """Over how long viewers are told goodbye at the end."""
         self._listeners = listeners
         """Bound sockets for the public listener, from a parent who also has the admin listener and speaks for all of
         its workers; None for a process of its own."""
@@ -125,7 +127,7 @@ class App:
                 await stop.wait()
             finally:
                 health.unready = "stopping"
-                await self._drain(discovery, ingestor, self.settings.drain.window_s if stop.is_set() else 0.0)
+                await self._drain(discovery, ingestor, self.window_s if stop.is_set() else 0.0)
                 for task in background:
                     task.cancel()
 

@@ -59,7 +59,7 @@ def boot_from(channel: socket.socket) -> Boot | None:
 
 
 async def message_from(reader: StreamReader) -> dict[str, Any]:
-    """The next message. Raises EOFError (which asyncio's own error is) or ConnectionError when the other is gone."""
+    """The next message. Raises EOFError (asyncio's own is one) or OSError when the other is gone."""
     size = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))[0]
     message: dict[str, Any] = decode(await reader.readexactly(size))
     return message

@@ -72,17 +72,12 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    @property
-    def status(self) -> int | None:
-        """Its exit status, negative if a signal killed it; None while it lives."""
-        return self._process.returncode
-
     # --- its life ---------------------------------------------------------------------------------------------------
     async def attend(self, started: Callable[[Child], None]) -> None:
         """From its first word until it is gone, and reaped."""
         try:
             await self._converse(started)
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             pass  # it has hung up, or died
         finally:
             self.up = self.serving = False

@@ -7,15 +7,22 @@ SIGTERM, like any relay; a worker that was stopped from outside is replaced.
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import socket
+import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from relay import telemetry
 from relay.app import App
 from relay.core.errors import ConfigError, RelayError
 from relay.process import first, run_loop, when_told
 from relay.workers.channel import Boot, boot_from, frame, message_from
+
+_MOMENT_S: Final = 0.2
+_TOGETHER_S: Final = 1.0
+"""Signals that come together are one: Linux sends a dead parent's children one for every thread it had."""
 
 
 def main(descriptor: int) -> int:
@@ -37,13 +44,17 @@ class Worker:
             alone=boot.alone,
             listeners=[socket.socket(fileno=descriptor) for descriptor in boot.listeners],
         )
+        self._told = asyncio.Event()
+        """To stop: by a signal, or by the parent's last word."""
+        self._told_at = math.inf
+        self._heard = asyncio.Event()
+        """That last word: the order to stop, which is for all workers, or that the channel is closed."""
         self._stop = asyncio.Event()
-        """Told by a signal, which is for this worker alone, or by the parent, who tells all."""
         self._parent: asyncio.StreamWriter
 
     async def run(self, channel: socket.socket) -> int:
         """Serve until told to stop; the exit status. An error of ours goes to the parent, who speaks for all."""
-        when_told(self._stop)
+        when_told(self._told, self._told_again)
         reader, self._parent = await asyncio.open_unix_connection(sock=channel)
         self._tell({"up": True})
         try:
@@ -51,7 +62,7 @@ class Worker:
         except RelayError as error:
             status = 2 if isinstance(error, ConfigError) else 1
             self._tell({"failed": error.message, "status": status})
-            with suppress(ConnectionError):
+            with suppress(OSError):
                 await self._parent.drain()
             return status
         finally:
@@ -62,8 +73,10 @@ class Worker:
         try:
             async with asyncio.TaskGroup() as tasks:
                 listening = tasks.create_task(self._listen(reader, tasks), name="parent's words")
+                obeying = tasks.create_task(self._obey(), name="the end")
                 await self._app.run(self._stop, self._started)
                 listening.cancel()
+                obeying.cancel()
         except* RelayError as errors:
             raise first(errors) from None
 
@@ -72,15 +85,34 @@ class Worker:
         self._tell({"started": True})
 
     async def _listen(self, reader: asyncio.StreamReader, tasks: asyncio.TaskGroup) -> None:
-        with suppress(EOFError, ConnectionError):
+        with suppress(EOFError, OSError):
             while True:
                 said = await message_from(reader)
                 if "stop" in said:
                     self._app.alone = said["alone"]
-                    self._stop.set()
+                    self._last_word()
                 else:
                     tasks.create_task(self._answer(said["ask"]), name=f"answer {said['ask']}")
-        self._stop.set()  # the parent is gone
+        # The parent is gone: whoever comes in its place needs the port, so our viewers are told without delay.
+        self._app.window_s = 0.0
+        self._last_word()
+
+    def _last_word(self) -> None:
+        self._heard.set()
+        self._told.set()
+
+    def _told_again(self) -> None:
+        if time.monotonic() - self._told_at > _TOGETHER_S:
+            os._exit(1)
+
+    async def _obey(self) -> None:
+        """A signal may be the parent's death, and comes a little before the end of its words: these tell."""
+        await self._told.wait()
+        self._told_at = time.monotonic()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_MOMENT_S):
+                await self._heard.wait()
+        self._stop.set()
 
     async def _answer(self, what: str) -> None:
         try:

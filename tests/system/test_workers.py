@@ -153,9 +153,12 @@ async def test_a_worker_that_dies_at_once_again_and_again_is_replaced_more_and_m
         run_id = play(upstream, 60)
         async with crowd(events_of(relay, run_id)) as people:
             people.join_all()
+            descriptors = len(list(Path(f"/proc/{relay.pid}/fd").iterdir()))
             for times in range(1, 5):
                 relay.tell(1, signal.SIGKILL)
                 await relay.replaced(1, times)
+            assert len(list(Path(f"/proc/{relay.pid}/fd").iterdir())) <= descriptors, "each worker leaves one behind"
+            assert sorted(children_of(relay.pid)) == sorted([*relay.workers, relay.server]), "a worker is not reaped"
             await people.ended()
             people.check(upstream.truth(run_id))
         at = [datetime.fromisoformat(line["timestamp"]) for line in relay.told("worker.died")]
@@ -290,6 +293,7 @@ async def test_kill_9_of_the_parent_leaves_nothing_and_the_next_one_goes_on(
             left = [*relay.workers, relay.server]
             await relay.kill()
             await nothing_left(relay, left)
+            assert [line["window_s"] for line in relay.told("relay.draining")] == [0.0] * 3, "the port is needed"
             await relay.start()
             await people.ended()
             people.check(upstream.truth(run_id))
