@@ -146,6 +146,18 @@ async def test_a_viewer_token_of_one_worker_opens_all_of_them_and_their_replacem
                 await opened_by_all()
 
 
+async def test_a_worker_carries_no_setting_and_no_secret_where_others_may_look(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    async with team(upstream.url, tmp_path, workers=2) as relay:
+        for pid in relay.workers:
+            shown = Path(f"/proc/{pid}/environ").read_bytes() + Path(f"/proc/{pid}/cmdline").read_bytes()
+            assert b"RELAY_" not in shown
+            assert b"upstream-secret" not in shown
+            assert (tmp_path / "data" / "token.secret").read_bytes().strip() not in shown
+        assert "upstream-secret" not in relay.log.read_text()
+
+
 async def test_a_worker_that_dies_at_once_again_and_again_is_replaced_more_and_more_slowly(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:

@@ -60,7 +60,8 @@ def test_what_the_parent_tells_itself_has_no_label() -> None:
 
 
 def test_without_any_worker_it_is_the_parents_own_page() -> None:
-    assert merged(page(7.0), {}) == page(7.0)
+    own = page(7.0)
+    assert merged(own, {}) == own
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=4, unique=True), st.integers(0, 63))
