@@ -240,18 +240,23 @@ async def test_ready_follows_redis_and_the_first_start_waits_for_it(upstream: Sc
             await starting
             assert (await relay.get("/readyz"))[0] == 200
             server.signal(signal.SIGSTOP)
-            assert (await relay.get("/readyz"))[0] == 503
+            await readyz_says(relay, 503)
             assert (await relay.get("/healthz"))[0] == 200
             server.signal(signal.SIGCONT)
-            async with asyncio.timeout(20):
-                while (await relay.get("/readyz"))[0] != 200:
-                    await asyncio.sleep(0.05)
+            await readyz_says(relay, 200)
             assert relay.workers == children_of(relay.pid), "nobody died of it"
             assert await relay.stop() == 0
     finally:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await relay.__aexit__()
+
+
+async def readyz_says(relay: Team, status: int) -> None:
+    """In the end: an answer may have been on its way already."""
+    async with asyncio.timeout(20):
+        while (await relay.get("/readyz"))[0] != status:
+            await asyncio.sleep(0.05)
 
 
 def children_of(pid: int) -> list[int]:
