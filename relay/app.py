@@ -112,6 +112,7 @@ class App:
                 return
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             background = [
+                tasks.create_task(self._store.watch(), name="topology watch"),
                 tasks.create_task(ingestor.run(), name="ingestor"),
                 tasks.create_task(discovery.run(), name="discovery"),
                 tasks.create_task(hub.run(), name="hub"),

@@ -93,6 +93,9 @@ CLOCK_JUMPS = _counter(
     "relay_redis_clock_jumps_total", "Jumps of a Redis server's clock against ours, by more than half a second."
 )
 STORE_ERRORS = _counter("relay_store_errors_total", "Redis was away: failed round trips, by what was tried.", "what")
+STORE_FAILOVERS = _counter(
+    "relay_store_failovers_total", "Redis servers left because others hold their keys now (Sentinel, Cluster)."
+)
 
 # --- fan-out and delivery --------------------------------------------------------------------------------------------
 TOPICS = _gauge("relay_topics", "Runs watched in this process.")

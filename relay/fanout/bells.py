@@ -1,9 +1,9 @@
 """Hearing bells: one bare pub/sub connection per server that holds a followed run, whatever the topology.
 
-A channel's connection is the one of the server that holds its slot. When a connection breaks, or a server says that a
-channel lives elsewhere, the topology is looked at again and its channels are subscribed where they live now. Every
-acknowledged subscription is reported like a bell: it is the moment from which on nothing can be missed. Bells that were
-lost meanwhile are the position check's business.
+A channel's connection is the one of the server that holds its slot. When a connection breaks, a server says that a
+channel lives elsewhere, or is found to be no master any more, the topology is looked at again and its channels are
+subscribed where they live now. Every acknowledged subscription is reported like a bell: it is the moment from which on
+nothing can be missed. Bells that were lost meanwhile are the position check's business.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Heard = Callable[[bytes, bytes | None], None]
 
 
 class Ear:
-    """The connection to one server and the channels it should hear. Ends, with an error, when the connection does."""
+    """The connection to one server and the channels it should hear. Ends, with an error, when the connection does, or
+    when the server no longer holds what it held."""
 
     def __init__(self, connection: Bells, heard: Heard) -> None:
         self.channels: set[bytes] = set()
@@ -55,11 +56,11 @@ class Ear:
         """Until the connection breaks or a channel turns out to live elsewhere: raises StoreUnavailable."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._connection.gone(), name="bells' server")
                 async with asyncio.timeout(_DEAD_S):
                     await self._connection.connect()
-                speaking = tasks.create_task(self._speak(), name="bell speaker")
+                tasks.create_task(self._speak(), name="bell speaker")
                 await self._listen()
-                speaking.cancel()
         except* (StoreUnavailable, TimeoutError) as errors:
             raise StoreUnavailable("the bells fell silent") from errors
         finally:
@@ -156,7 +157,7 @@ class BellListener:
             return
         ear = self._ears.get(node.name)
         if ear is None:
-            ear = self._ears[node.name] = Ear(Bells(node.bare_connection()), self._heard)
+            ear = self._ears[node.name] = Ear(Bells(node), self._heard)
             self._tasks.create_task(self._keep(node.name, ear), name="bell listener")
         self._channels[channel] = node.name
         ear.subscribe(channel)

@@ -18,7 +18,8 @@ from redis import exceptions
 
 from relay import telemetry
 from relay.core.errors import StartupError, StoreUnavailable
-from relay.store.nodes import Command, Node, nodes_of
+from relay.store.node import Command, Node
+from relay.store.nodes import nodes_of
 from relay.store.options import RedisOptions
 
 _AWAY: Final = (
@@ -79,8 +80,14 @@ def shown(url: str) -> str:
 class Bells:
     """A bare connection for pub/sub: one task may read while another sends. Raises StoreUnavailable."""
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
+    def __init__(self, node: Node) -> None:
+        self._left = node.left
+        self._connection = node.bare_connection()
+
+    async def gone(self) -> None:
+        """Returns never: raises once another server holds what this one did, for then it may fall silent unnoticed."""
+        await self._left.wait()
+        raise StoreUnavailable("the bells ring elsewhere now")
 
     async def connect(self) -> None:
         await self._translating(self._connection.connect())
@@ -114,6 +121,10 @@ class Store:
         self._nodes = nodes_of(url, options)
         self._stale = True
         """Whether to look at the topology before the next round trip."""
+        self._looking = asyncio.Lock()
+        self._looks = 0
+        self._blind = False
+        """Whether the last look found nobody to ask."""
         self.scripts = {name: Script(name) for name in SCRIPTS}
 
     async def check(self) -> None:
@@ -215,13 +226,26 @@ class Store:
             answers[i] = answer
 
     async def _look(self) -> None:
-        if not self._stale:
+        """Look at the topology if there is reason to; many who have reason share one look."""
+        if not (self._stale or self._nodes.doubtful()):
             return
+        looks = self._looks
+        async with self._looking:
+            if self._looks == looks:
+                await self._look_now()
+            elif self._blind:
+                raise StoreUnavailable("the event log is not available at the moment", retry_after_s=1.0)
+
+    async def _look_now(self) -> None:
+        self._stale, self._blind = False, True  # what fails from now on is a new reason to look
         try:
             await self._nodes.refresh()
+            self._blind = False
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             raise translated(error, "topology") from error
-        self._stale = False
+        finally:
+            self._stale |= self._blind
+            self._looks += 1
 
     async def _execute(self, node: Node, commands: Sequence[Command], what: str) -> list[Any]:
         try:
@@ -244,6 +268,10 @@ class Store:
         """The topology may have changed: look at it now. Raises StoreUnavailable."""
         self._stale = True
         await self._look()
+
+    async def watch(self) -> None:
+        """Notice by ourselves that keys live elsewhere now, instead of by connections that break."""
+        await self._nodes.watch()
 
     async def close(self) -> None:
         await self._nodes.close()

@@ -279,7 +279,7 @@ async def test_a_server_that_evicts_is_refused(own_redis: EmbeddedServer) -> Non
 async def test_bells_ring_for_events_and_for_the_seal(bench: Bench) -> None:
     node = bench.store.node_of(bench.one.keys.bell(KEY))
     assert node is not None
-    bells = Bells(node.bare_connection())
+    bells = Bells(node)
     await bells.connect()
     channel = bench.one.keys.bell(KEY)
     await bells.send("SSUBSCRIBE", channel)
