@@ -12,11 +12,15 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
+from aiohttp import web
 
+from relay.demo.ledger import Run
 from tests.support import upstream_faults as faults
 from tests.support.upstream import ScriptedUpstream
 from tests.support.upstream_client import UpstreamClient
 from tests.support.upstream_faults import Fault
+from tests.support.upstream_stream import Stream, reset
 
 PING = b": ping\n\n"
 THREE = [("run.started", {}), ("message.delta", {"content_delta": "a"}), ("message.delta", {"content_delta": "b"})]
@@ -474,3 +478,27 @@ async def test_an_outage_resets_streams_and_ends_by_itself() -> None:
                 await answer.read()
         await up.until_answering()
         assert len(await up.truth("r")) == 3
+
+
+# ── streams whose client has gone ───────────────────────────────────────────────────────────────────────────────────
+def test_a_closed_transport_may_be_reset_and_takes_no_event() -> None:
+    """On uvloop, whose transports raise where asyncio's say nothing."""
+
+    async def closed() -> asyncio.Transport:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        transport, _ = await loop.create_connection(asyncio.Protocol, *server.sockets[0].getsockname()[:2])
+        server.close()
+        transport.close()
+        await asyncio.sleep(0.05)
+        return transport
+
+    async def scenario() -> None:
+        transport = await closed()
+        reset(transport)
+        stream = Stream(web.StreamResponse(), transport, Run("r", "t"), Fault())
+        stream.resting = True
+        assert not stream.take(1, b"data: {}\n\n")
+        assert stream.cursor == 0
+
+    uvloop.run(scenario())

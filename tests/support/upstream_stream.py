@@ -11,6 +11,7 @@ import random
 import socket
 import struct
 from bisect import bisect_right
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -166,7 +167,8 @@ class Stream:
 
 
 def reset(transport: asyncio.WriteTransport) -> None:
-    """RST, now."""
+    """RST, now. A transport that is closed already stays so."""
     if (sock := transport.get_extra_info("socket")) is not None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        with suppress(OSError, ValueError):  # its descriptor is gone: OSError from asyncio, ValueError from uvloop
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     transport.abort()
