@@ -10,18 +10,22 @@ Shares no code with relay, the readers, or the rest of the campaign; a pure func
   that carries it left relay (the proxy overhears both ways). Sound, but not sharp: an event shown in the very
   millisecond its append was sent is not seen; one shown while Redis was away is.
 - *two_owners, stale_renewal*: an append, seal or renewal that left *after* the answer to a later claim than its own had
-  come back, and was accepted all the same. Which of two claims is the later one, time tells; where they overlapped,
-  their fences do. Sound for one Redis; around failovers such pairs are left out, since a claim itself may have been
-  lost there.
-- *fence_fell*: a claim got a lower fence than an earlier one. Inherent only where the run's state was lost and the clock
-  of Redis had been set back.
+  come back, and was accepted all the same, by the same server, which was no replica in between. Which of two claims is
+  the later one, time tells; where they overlapped, their fences do. Where claim and write went to different servers (two
+  masters at once, or a claim that a failover lost) fences prove nothing; such writes are counted, not judged. How long
+  there may be two masters is judged:
+- *old_master*: a write that relay sent more than `CONVERGE_S` after most sentinels (or cluster nodes) named another
+  master, and that the old one accepted.
+- *fence_fell*: a claim got a lower fence than an earlier one at the same server. Inherent only where the run's state was
+  lost and the clock of Redis had been set back.
 - *two_followers*: upstream streams of one run open at once, longer than a moment, without a fault that explains it.
-- *written_twice, log_hole, log_invented, log_lost*: accepted appends, and the log in Redis at the end.
+- *written_twice, log_hole, log_invented, log_lost*: accepted appends, and the log in Redis at the end; what was written
+  to a server that was demoted afterwards may be lost, and written again to another.
 - pauses: for every kill -9 and every drain, how late viewers on *other* processes got events of runs the victim had
   been following. `clean` samples have no other fault near; `all` have.
 
-Clocks: a round that sets a clock of Redis may move runs, so it explains an overlap of upstream streams, and, on Sentinel
-and Cluster, a failover (their servers take a jump for silence); one by days is a loss, for every key expires. One that
+Clocks: a round that sets a clock of Redis may move runs, so it explains an overlap of upstream streams; a failover it
+causes (servers take a jump for silence) is witnessed like any other. One by days is a loss, for every key expires. One that
 sets the clock of a relay explains nothing at all.
 
 What it cannot see: what relay did and nobody was shown; anything between proxy and Redis.
@@ -44,12 +48,11 @@ Row = dict[str, Any]
 FINAL = {"run.completed", "run.failed", "run.cancelled", "run.interrupted"}
 LOSSES = ("redis.flushall", "redis.lose_log", "redis.clock_days")
 STATE_LOSSES = ("redis.flushall", "redis.lose_state", "redis.clock_days")
-FAILOVERS = (
-    "redis.failover", "redis.kill_master", "redis.kill", "redis.stop", "redis.pause", "redis.clock", "store_link."
-)  # fmt: skip
 MOMENT_S = 0.3
-SPLIT_S = 15.0
-"""How long after a fault that may cause a failover two masters may both take writes (Sentinel demotes an old one late)."""
+CONVERGE_S = 2.0
+"""How long relay may go on writing to an old master after most sentinels, or cluster nodes, have named another."""
+GLANCE_S = 0.5
+"""A change of role may have been seen this much later than it was."""
 EXAMPLES = 8
 """Of each kind of violation."""
 
@@ -68,6 +71,7 @@ class Evidence:
     journal: Iterable[Row] = field(default_factory=list)
     texts: Iterable[Row] = field(default_factory=list)
     log: list[Row] = field(default_factory=list)
+    masters: list[Row] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -331,12 +335,59 @@ def _durability(first: dict[tuple[str, int], Delivery], writes: Sequence[Row], f
                       relay=delivery.relay, early_s=round(sent - delivery.t, 6))  # fmt: skip
 
 
+class Masters:
+    """Who was master when, as the witness saw it. Where nothing was seen (one server) nothing ever changed."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._roles: dict[str, list[float]] = defaultdict(list)
+        """By server, when its own word on its role changed."""
+        self._reigns: dict[str, list[tuple[float, str]]] = defaultdict(list)
+        """By group, who was named when."""
+        for row in sorted(rows, key=lambda row: row["t"]):
+            if "node" in row:
+                self._roles[row["node"]].append(row["t"])
+            else:
+                self._reigns[row["group"]].append((row["t"], row["master"]))
+        self._group = {name: group for group, reigns in self._reigns.items() for _, name in reigns}
+
+    @property
+    def failovers(self) -> int:
+        return sum(len(reigns) - 1 for reigns in self._reigns.values())
+
+    def steady(self, node: str, low: float, high: float) -> bool:
+        """Whether a server remembers at `high` what it took at `low`: it was nobody's copy meanwhile."""
+        return not any(low <= t <= high + GLANCE_S for t in self._roles[node][1:])
+
+    def deposed_for(self, node: str, t: float) -> float | None:
+        """How long another one had been named in its place by then; None if none had, or it was about to be named anew."""
+        reigns = self._reigns.get(self._group.get(node, ""), [])
+        now = sum(since <= t for since, _ in reigns)
+        mine = [i for i, (_, name) in enumerate(reigns[:now]) if name == node]
+        if not mine or mine[-1] == now - 1:
+            return None
+        if any(name == node and since - t < CONVERGE_S for since, name in reigns[now : now + 1]):
+            return None
+        return t - reigns[mine[-1] + 1][0]
+
+    def lost_after(self, node: str, t: float) -> bool:
+        """Whether what a server took at `t` may be lost: it was deposed since, or before."""
+        reigns = self._reigns.get(self._group.get(node, ""), ())
+        return self.deposed_for(node, t) is not None or any(since > t and name != node for since, name in reigns)
+
+
+def _same_server(masters: Masters, before: Row, after: Row) -> bool:
+    """Whether what was done first is known to whoever did the second."""
+    node = after.get("node", "")
+    return before.get("node", "") == node and masters.steady(node, before["t0"], after["t1"])
+
+
 @dataclass(slots=True)
 class _Claim:
     owner: str
     fence: int
     asked: float
     came: float
+    row: Row
 
     def after(self, other: _Claim) -> bool:
         """Whether it was granted after `other` was."""
@@ -350,81 +401,103 @@ def _claims(writes: Sequence[Row]) -> dict[str, list[_Claim]]:
     claims: dict[str, list[_Claim]] = defaultdict(list)
     for write in writes:
         if write["op"] == "claim" and write["answer"] == "OK" and write["t1"] is not None:
-            claims[write["run"]].append(_Claim(write["owner"], write["fence"], write["t0"], write["t1"]))
+            claims[write["run"]].append(_Claim(write["owner"], write["fence"], write["t0"], write["t1"], write))
     for each in claims.values():
         each.sort(key=lambda claim: claim.came)
     return claims
 
 
-def _fences(writes: Sequence[Row], faults: Sequence[Row], failovers: bool, found: Findings) -> int:
-    """Gives how many such pairs a failover explains."""
-    explained = 0
+def _fences(writes: Sequence[Row], faults: Sequence[Row], masters: Masters, found: Findings) -> Counter[str]:
+    """Gives how many writes under an old fence cannot be judged: two masters at once, or a claim that was lost."""
+    unjudged: Counter[str] = Counter({"two_masters": 0, "claim_lost": 0})
     claims = _claims(writes)
-    _falls(claims, faults, failovers, found)
+    _falls(claims, faults, masters, found)
     for write in writes:
         if write["op"] not in ("append", "seal", "renew") or write["answer"] != "OK":
             continue
         granted = claims.get(write["run"], ())
-        own = _own(granted, write)
-        for claim in granted:
-            if claim.came >= write["t0"]:
-                break
-            if not (claim.after(own) if own is not None else claim.fence > write["fence"]):
-                continue
-            if failovers and _near(faults, FAILOVERS, claim.asked - SPLIT_S, write["t1"] + 1):
-                explained += 1
-                continue
+        later = _later(granted, write)
+        known = [claim for claim in later if _same_server(masters, claim.row, write)]
+        if known:
             kind = "stale_renewal" if write["op"] == "renew" else "two_owners"
-            found.add(kind, run=write["run"], t=write["t0"], relay=write["relay"], op=write["op"],
-                      why=f"fence {write['fence']} accepted {write['t0'] - claim.came:.3f} s after {claim.fence} was given",
+            late_s, fence = write["t0"] - known[0].came, known[0].fence
+            why = f"fence {write['fence']} accepted {late_s:.3f} s after {fence} was given"
+            found.add(kind, run=write["run"], t=write["t0"], relay=write["relay"], op=write["op"], why=why,
                       seqs=write.get("seqs"))  # fmt: skip
-            break
-    return explained
+        elif later:
+            old = masters.deposed_for(write.get("node", ""), write["t0"]) is not None
+            unjudged["two_masters" if old else "claim_lost"] += 1
+    return unjudged
 
 
-def _own(claims: Sequence[_Claim], write: Row) -> _Claim | None:
-    """The claim that gave a write its lease."""
-    for claim in claims:
-        if (claim.owner, claim.fence) == (write["owner"], write["fence"]):
-            return claim
-    return None
+def _later(claims: Sequence[_Claim], write: Row) -> list[_Claim]:
+    """The claims answered before a write left, and granted after the one that gave it its lease."""
+    own = next((claim for claim in claims if (claim.owner, claim.fence) == (write["owner"], write["fence"])), None)
+    return [
+        claim
+        for claim in claims
+        if claim.came < write["t0"] and (claim.after(own) if own is not None else claim.fence > write["fence"])
+    ]
 
 
-def _falls(claims: dict[str, list[_Claim]], faults: Sequence[Row], failovers: bool, found: Findings) -> None:
-    kinds, patience_s = ((*STATE_LOSSES, *FAILOVERS), SPLIT_S) if failovers else (STATE_LOSSES, 0.1)
+def _falls(claims: dict[str, list[_Claim]], faults: Sequence[Row], masters: Masters, found: Findings) -> None:
     for run, each in claims.items():
         for earlier, later in pairwise(each):
             if later.asked < earlier.came or later.fence > earlier.fence:
                 continue
-            if not _near(faults, kinds, earlier.asked - patience_s, later.came, run):
+            if not _same_server(masters, earlier.row, later.row):
+                continue
+            if not _near(faults, STATE_LOSSES, earlier.asked - 0.1, later.came, run):
                 found.add("fence_fell", run=run, t=later.asked, why=f"{later.fence} after {earlier.fence}")
 
 
-def _twice(writes: Sequence[Row], faults: Sequence[Row], failovers: bool, found: Findings) -> None:
-    kinds, patience_s = ((*LOSSES, *FAILOVERS), SPLIT_S) if failovers else (LOSSES, 0.1)
+def _old_masters(writes: Sequence[Row], masters: Masters, found: Findings) -> Row:
+    """What servers took after another one was named in their place."""
+    late: list[float] = []
+    for write in writes:
+        if write["answer"] != "OK" or "node" not in write:
+            continue
+        sent = write.get("sent", write["t0"])
+        deposed_s = masters.deposed_for(write["node"], sent)
+        if deposed_s is None:
+            continue
+        late.append(deposed_s)
+        if deposed_s > CONVERGE_S:
+            found.add("old_master", run=write["run"], t=sent, relay=write["relay"], op=write["op"], node=write["node"],
+                      why=f"accepted {deposed_s:.3f} s after another master was named")  # fmt: skip
+    return {
+        "failovers": masters.failovers,
+        "writes_to_an_old_master": len(late),
+        "latest_s": round(max(late, default=0.0), 3),
+    }
+
+
+def _twice(writes: Sequence[Row], faults: Sequence[Row], masters: Masters, found: Findings) -> None:
     before: dict[tuple[str, int], Row] = {}
     for write in sorted((w for w in writes if w["op"] == "append" and w["answer"] == "OK"), key=lambda w: w["t0"]):
         for low, high in write["seqs"]:
             for seq in range(low, high + 1):
                 other = before.get((write["run"], seq))
                 before[write["run"], seq] = write
-                if other is not None and not _near(faults, kinds, other["t0"] - patience_s, write["t1"], write["run"]):
+                if other is None or not _same_server(masters, other, write):
+                    continue
+                if not _near(faults, LOSSES, other["t0"] - 0.1, write["t1"], write["run"]):
                     found.add("written_twice", run=write["run"], seq=seq, t=write["t0"], relay=write["relay"])
 
 
 def _final_log(evidence: Evidence, truths: dict[str, Truth], verdicts: dict[tuple[str, int, str], tuple[str, str]],
-               found: Findings) -> None:  # fmt: skip
-    last_write: dict[str, float] = {}
+               masters: Masters, found: Findings) -> None:  # fmt: skip
+    last_write: dict[str, Row] = {}
     for write in evidence.writes:
         if write["op"] == "append" and write["answer"] == "OK":
-            last_write[write["run"]] = max(last_write.get(write["run"], 0.0), write["t1"])
-    single = evidence.meta.get("topology", "single") == "single"
-    kinds, patience_s = (LOSSES, 1.0) if single else ((*LOSSES, *FAILOVERS), SPLIT_S)
+            last_write[write["run"]] = max(last_write.get(write["run"], write), write, key=lambda row: row["t1"])
     for row in evidence.log:
         run, truth = row["run"], truths.get(row["run"])
         if truth is None:
             continue
-        lost = _near(evidence.faults, kinds, last_write.get(run, 0.0) - patience_s, float("inf"), run)
+        last = last_write.get(run, {"t1": 0.0})
+        lost = _near(evidence.faults, LOSSES, last["t1"] - 1.0, float("inf"), run)
+        lost |= masters.lost_after(last.get("node", ""), last["t1"])
         seqs = [int(entry[0].partition("-")[0]) for entry in row["entries"]]
         for seq, (_, sha) in zip(seqs, row["entries"], strict=True):
             verdict = verdicts.get((run, seq, sha))
@@ -634,14 +707,15 @@ def read(evidence: Evidence, found: Findings) -> tuple[dict[str, Truth], Verdict
 def judge(evidence: Evidence) -> Row:
     """The report."""
     found = Findings()
-    failovers = evidence.meta.get("topology", "single") != "single"
+    masters = Masters(evidence.masters)
     faults = [fault for fault in evidence.faults if "failed" not in fault]
     truths, verdicts, readers = read(evidence, found)
     writes = [write for write in evidence.writes if write["op"] != "unreadable"]
     _durability(readers.first, writes, found)
-    split = _fences(writes, evidence.faults, failovers, found)
-    _twice(writes, evidence.faults, failovers, found)
-    _final_log(evidence, truths, verdicts, found)
+    split = _fences(writes, evidence.faults, masters, found)
+    old_masters = _old_masters(writes, masters, found)
+    _twice(writes, evidence.faults, masters, found)
+    _final_log(evidence, truths, verdicts, masters, found)
     following = _following(evidence, found)
     if len(writes) < len(evidence.writes):
         found.add("unreadable", count=len(evidence.writes) - len(writes), why="script calls the tap cannot read")
@@ -660,7 +734,8 @@ def judge(evidence: Evidence) -> Row:
         "violations": dict(found.counts),
         "examples": [_explained(row, evidence.faults) for row in found.examples],
         "following": following,
-        "old_fence_writes_around_failovers": split,
+        "old_fence_writes_around_failovers": dict(split),
+        "old_masters": old_masters,
         "pauses": _pauses(evidence, truths, readers.deliveries),
         "lateness": summary(late),
         "writes": dict(Counter(f"{write['op']} {write['answer'].partition(' ')[0]}" for write in writes)),
@@ -690,6 +765,7 @@ def _incidents(evidence: Evidence) -> Row:
         "relay_exited_by_itself": len(exits),
         "relay_would_not_end": sum(row["what"] == "would_not_end" for row in evidence.processes),
         "log_troubles": evidence.meta.get("troubles", {}),
+        "stalls_of_the_proxy_s": evidence.meta.get("stalls", []),
     }
 
 
@@ -703,7 +779,7 @@ def rows(path: Path) -> Iterator[Row]:
 
 def load(folder: Path) -> Evidence:
     meta = json.loads((folder / "meta.json").read_text())
-    names = ("faults", "processes", "runs", "truth", "writes", "streams", "log")
+    names = ("faults", "processes", "runs", "truth", "writes", "streams", "log", "masters")
     return Evidence(
         meta=meta,
         journal=rows(folder / "journal.jsonl"),

@@ -1,7 +1,8 @@
 """One campaign from start to end: builds the parts, follows the schedule, lets everything come to rest, keeps the record.
 
 The folder afterwards: `meta.json`, `faults.jsonl`, `processes.jsonl`, `runs.jsonl`, `truth.jsonl`, `writes.jsonl` and
-`streams.jsonl` (what the proxy overheard), `journal.jsonl` and `texts.jsonl` (readers), `log.jsonl` (Redis at the end).
+`streams.jsonl` (what the proxy overheard), `masters.jsonl` (who was master when), `journal.jsonl` and `texts.jsonl`
+(readers), `log.jsonl` (Redis at the end).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tests.campaign.proxy import Link, Tap
 from tests.campaign.servers import TOPOLOGIES, Redises, Sockets, free_port
 from tests.campaign.stage import Audience, Stage
 from tests.campaign.taps import RedisTap, ScriptNames, UpstreamTap
+from tests.campaign.witness import Witness
 from tests.support.clocks import library
 from tests.support.upstream_client import ROOT, UpstreamClient
 
@@ -106,6 +108,7 @@ async def campaign(options: Options) -> Path:
         await _dump(rig.redises, rig.stage.kept, records.open("log"))
         troubles = {relay.index: relay.troubles() for relay in rig.relays}
         meta |= {"began": began, "ended": ended, "troubles": troubles, "runs_played": rig.stage.started}
+        meta |= {"stalls": rig.witness.stalls}
         (out / "meta.json").write_text(json.dumps(meta, indent=1))
     return out
 
@@ -119,13 +122,20 @@ def _clear(out: Path) -> None:
 
 class _Rig:
     def __init__(
-        self, relays: list[Relay], redises: Redises, links: list[Link], stage: Stage, injector: Injector
+        self,
+        relays: list[Relay],
+        redises: Redises,
+        links: list[Link],
+        stage: Stage,
+        injector: Injector,
+        witness: Witness,
     ) -> None:
         self.relays = relays
         self.redises = redises
         self.links = links
         self.stage = stage
         self.injector = injector
+        self.witness = witness
 
 
 async def _rig(options: Options, out: Path, records: Records, stack: AsyncExitStack, up: UpstreamClient) -> _Rig:
@@ -135,8 +145,8 @@ async def _rig(options: Options, out: Path, records: Records, stack: AsyncExitSt
     relays: list[Relay] = []
     sockets = Sockets(lambda: {relay.pid: relay.index for relay in relays if relay.pid})
 
-    def tap(owner: object) -> Tap | None:
-        return RedisTap(owner, names, writes)  # owner None: not a relay, or one that is gone already
+    def tap(owner: object, node: str) -> Tap | None:
+        return RedisTap(owner, node, names, writes)  # owner None: not a relay, or one that is gone already
 
     redises = TOPOLOGIES[options.topology](out, options.relays, tap, sockets.who)
     stack.push_async_callback(redises.close)
@@ -166,6 +176,9 @@ async def _rig(options: Options, out: Path, records: Records, stack: AsyncExitSt
         )
         relays.append(relay)
         reader_links.append(await Link(f"readers-relay{index}", ("127.0.0.1", relay.port)).open())
+    witness = Witness(redises, records.open("masters"))
+    stack.push_async_callback(witness.close)
+    stack.callback(asyncio.create_task(witness.run()).cancel)
     for relay in relays:
         stack.callback(asyncio.create_task(relay.keep()).cancel)
     stack.push_async_callback(_close, relays, [*upstream_links, *reader_links])
@@ -179,7 +192,7 @@ async def _rig(options: Options, out: Path, records: Records, stack: AsyncExitSt
         relays=options.relays, brief=options.brief, patience_s=options.patience_s,
     )  # fmt: skip
     injector = Injector(relays, redises, upstream_links, reader_links, stage, following, PREFIX, records.open("faults"))
-    return _Rig(relays, redises, [*upstream_links, *reader_links, *redises.links], stage, injector)
+    return _Rig(relays, redises, [*upstream_links, *reader_links, *redises.links], stage, injector, witness)
 
 
 async def _close(relays: list[Relay], links: list[Link]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol, cast
@@ -20,7 +21,9 @@ _HIGH_WATER = 1 << 18
 
 
 class Tap(Protocol):
-    def up(self, data: bytes) -> None: ...
+    def up(self, data: bytes, came: float) -> None:
+        """Bytes leave for the server; `came`: when we had them of the client (monotonic seconds)."""
+
     def down(self, data: bytes) -> None: ...
     def closed(self) -> None: ...
 
@@ -39,14 +42,15 @@ def reset(transport: asyncio.Transport | None) -> None:
 class _Flow:
     """One direction of one connection: what came in waits here for its time."""
 
-    def __init__(self, link: Link, way: str, seen: Callable[[bytes], None] | None) -> None:
+    def __init__(self, link: Link, way: str, seen: Callable[[bytes, float], None] | None) -> None:
         self.link = link
         self.way = way
         self.seen = seen
-        """Told of bytes at the moment they leave."""
+        """Told of bytes, and of when they came, at the moment they leave."""
         self.out: asyncio.Transport | None = None
         self.into: asyncio.Transport | None = None
-        self._queue: deque[tuple[float, bytes | None]] = deque()
+        self._queue: deque[tuple[float, bytes | None, float]] = deque()
+        """When it is due, what, and when it came."""
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._held = 0
@@ -55,14 +59,14 @@ class _Flow:
         """None: the sender is gone."""
         link = self.link
         if not self._queue and self.out is not None and not link.slow and self.way not in link.dark:
-            self._send(data)
+            self._send(data, time.monotonic())
             return
         now = asyncio.get_running_loop().time()
         size = len(data or b"")
         self._due = max(self._due, now + link.latency_s)
         if link.bandwidth:
             self._due += size / link.bandwidth
-        self._queue.append((self._due, data))
+        self._queue.append((self._due, data, time.monotonic()))
         self._held += size
         if self._held > _HIGH_WATER and self.into is not None and not self.into.is_closing():
             self.into.pause_reading()
@@ -78,22 +82,22 @@ class _Flow:
         loop = asyncio.get_running_loop()
         hurry = not self.link.slow
         while self._queue and (hurry or self._queue[0][0] <= loop.time()):
-            _, data = self._queue.popleft()
+            _, data, came = self._queue.popleft()
             self._held -= len(data or b"")
-            self._send(data)
+            self._send(data, came)
         if self._queue:
             self._timer = loop.call_at(self._queue[0][0], self.pump)
         elif self.into is not None and not self.into.is_closing():
             self.into.resume_reading()
 
-    def _send(self, data: bytes | None) -> None:
+    def _send(self, data: bytes | None, came: float) -> None:
         assert self.out is not None
         if data is None:
             if not self.out.is_closing():
                 self.out.close()
             return
         if self.seen is not None:
-            self.seen(data)
+            self.seen(data, came)
         if not self.out.is_closing():
             self.out.write(data)
 
@@ -142,7 +146,7 @@ class _Pair:
     def __init__(self, link: Link) -> None:
         self.link = link
         self.tap: Tap | None = None
-        self.up = _Flow(link, "up", lambda data: self.tap.up(data) if self.tap else None)
+        self.up = _Flow(link, "up", lambda data, came: self.tap.up(data, came) if self.tap else None)
         self.down = _Flow(link, "down", None)
         self.client = _Side(self, self.up, self.down)
         self.server = _Side(self, self.down, self.up)

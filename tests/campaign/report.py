@@ -23,6 +23,7 @@ PROMISES = {
     "two_owners": "a write accepted under an old fence",
     "stale_renewal": "a lease renewed under an old fence",
     "fence_fell": "a claim with a lower fence than an earlier one",
+    "old_master": "a write an old master took although another one had been named long ago",
     "two_followers": "two upstream streams of a run, unexplained",
     "written_twice": "one seq appended twice",
     "log_hole": "a hole in the final log",
@@ -55,9 +56,10 @@ def _lines(results: list[dict[str, Any]]) -> list[str]:
         if not words.startswith("(harness)") or any(kind in result["violations"] for result in results):
             row(f"**{kind}**: {words}", *(result["violations"].get(kind, 0) for result in results))
     row(
-        "writes under an old fence around a failover (two masters; not judged)",
-        *(result["old_fence_writes_around_failovers"] for result in results),
+        "writes under an old fence that cannot be judged (a claim lost in a failover; two masters)",
+        *(_words(result["old_fence_writes_around_failovers"]) for result in results),
     )
+    row("old masters", *(_words(result["old_masters"]) for result in results))
     for what, words in (("kill", "kill -9 of the owner"), ("drain", "drain of the owner")):
         for part in ("clean", "all"):
             row(

@@ -28,7 +28,8 @@ from tests.support import clocks
 
 _COMMON = ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction"]
 _DATA = ["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "swapdb", "--repl-timeout", "5"]
-Taps = Callable[[object], Tap | None]
+Taps = Callable[[object, str], Tap | None]
+"""A tap for a connection of this owner to the node of this name."""
 
 
 def free_port() -> int:
@@ -56,6 +57,7 @@ class Node:
     def __init__(self, directory: Path, options: Sequence[str], *, sentinel: str | None = None) -> None:
         self.port = free_port()
         self.directory = directory
+        self.name = directory.name
         self.link: Link | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self.clock = clocks.Clock(directory / "clock")
@@ -120,12 +122,15 @@ class Redises:
     def __init__(self, directory: Path, relays: int, tap: Taps, who: Callable[[int, int], object]) -> None:
         self.directory = directory / "redis"
         self.relays = relays
-        self.tap = tap
+        self.taps = tap
         self.who = who
         self.nodes: list[Node] = []
         self.others: list[Node] = []
         """Sentinels."""
         self.links: list[Link] = []
+
+    def _tap(self, name: str) -> Callable[[object], Tap | None]:
+        return lambda owner: self.taps(owner, name)
 
     async def start(self) -> None:
         raise NotImplementedError
@@ -171,7 +176,7 @@ class Single(Redises):
         self.nodes.append(node)
         await node.start()
         for relay in range(self.relays):
-            link = Link(f"relay{relay}-redis", ("127.0.0.1", node.port), owner=relay, tap=self.tap)
+            link = Link(f"relay{relay}-redis", ("127.0.0.1", node.port), owner=relay, tap=self._tap(node.name))
             self.links.append(await link.open())
 
     def url(self, relay: int) -> str:
@@ -184,7 +189,7 @@ class Single(Redises):
 class _Announced(Redises):
     async def _node(self, name: str, port_options: Callable[[int], list[str]], options: Sequence[str]) -> Node:
         node = Node(self.directory / name, [])
-        link = Link(name, ("127.0.0.1", node.port), tap=self.tap, who=self.who)
+        link = Link(name, ("127.0.0.1", node.port), tap=self._tap(name), who=self.who)
         node.link = await link.open()
         node._options += [*_COMMON, *_DATA, *options, *port_options(link.port)]
         self.links.append(link)

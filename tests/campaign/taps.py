@@ -2,6 +2,7 @@
 
 Both are evidence from the wire, independent of what relay, Redis or the upstream say of themselves. Times are outer
 bounds: a request's `t0` is when it left for the server, its `t1` when the answer came back, so it was done in between.
+`sent` is when relay wrote it, which may be long before `t0` where a link holds bytes back.
 """
 
 from __future__ import annotations
@@ -41,33 +42,33 @@ class ScriptNames:
 class RedisTap:
     """The requests and replies of one Redis connection, paired; script calls of relay are recorded."""
 
-    def __init__(self, owner: object, names: ScriptNames, record: Record) -> None:
-        self._owner = owner
+    def __init__(self, owner: object, node: str, names: ScriptNames, record: Record) -> None:
+        self._about = {"relay": owner, "node": node}
         self._names = names
         self._record = record
         self._requests = hiredis.Reader()
         self._replies = hiredis.Reader()
-        self._open: deque[tuple[str, Any, float]] = deque()
+        self._open: deque[tuple[str, Any, float, float]] = deque()
         self._deaf = False
 
-    def up(self, data: bytes) -> None:
+    def up(self, data: bytes, came: float) -> None:
         if self._deaf:
             return
         self._requests.feed(data)
         now = time.monotonic()
         while (request := self._requests.gets()) is not False:
-            self._asked(request, now)
+            self._asked(request, came, now)
 
-    def _asked(self, request: Any, now: float) -> None:
+    def _asked(self, request: Any, came: float, now: float) -> None:
         word = bytes(request[0]).upper()
         if word in (b"SSUBSCRIBE", b"SUBSCRIBE", b"PSUBSCRIBE", b"MONITOR", b"PSYNC"):
             self._deaf = True
         elif word == b"SCRIPT" and len(request) > 2 and bytes(request[1]).upper() == b"LOAD":
-            self._open.append(("load", self._names.loading(request[2]), now))
+            self._open.append(("load", self._names.loading(request[2]), came, now))
         elif word == b"EVALSHA" and (name := self._names.name(request[1])) is not None:
-            self._open.append((name, request, now))
+            self._open.append((name, request, came, now))
         else:
-            self._open.append(("", None, now))
+            self._open.append(("", None, came, now))
 
     def down(self, data: bytes) -> None:
         if self._deaf:
@@ -78,19 +79,19 @@ class RedisTap:
             if self._open:
                 self._answered(*self._open.popleft(), reply, now)
 
-    def _answered(self, name: str, request: Any, t0: float, reply: Any, t1: float) -> None:
+    def _answered(self, name: str, request: Any, sent: float, t0: float, reply: Any, t1: float) -> None:
         if name == "load":
             self._names.learn(reply, request)
         elif name:
             for entry in _entries(name, request, reply):
-                self._record({"relay": self._owner, "t0": t0, "t1": t1, **entry})
+                self._record({**self._about, "sent": sent, "t0": t0, "t1": t1, **entry})
 
     def closed(self) -> None:
         """Requests without an answer may have been executed all the same."""
-        for name, request, t0 in self._open:
+        for name, request, sent, t0 in self._open:
             if name and name != "load":
                 for entry in _entries(name, request, None):
-                    self._record({"relay": self._owner, "t0": t0, "t1": None, **entry})
+                    self._record({**self._about, "sent": sent, "t0": t0, "t1": None, **entry})
         self._open.clear()
 
 
@@ -199,7 +200,7 @@ class UpstreamTap:
         self._asked: dict[str, Any] | None = None
         self._tail = b""
 
-    def up(self, data: bytes) -> None:
+    def up(self, data: bytes, came: float) -> None:
         for match in _EVENTS.finditer(data):
             self._end()
             query = (match[2] or b"").decode()

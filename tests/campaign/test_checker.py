@@ -290,11 +290,98 @@ def test_a_stale_renewal() -> None:
     assert found(evidence) == {"stale_renewal": 1}
 
 
-def test_a_claim_that_a_failover_may_have_lost_proves_nothing() -> None:
-    evidence = clean()
+def _replicated(evidence: Evidence) -> None:
+    """All writes went to node0, master from the beginning; node1 is its replica."""
     evidence.meta["topology"] = "sentinel"
-    evidence.faults.append({"n": 2, "kind": "redis.kill_master", "t0": 1003.6, "t1": 1005.5})
+    for write in evidence.writes:
+        write |= {"node": "node0", "sent": write["t0"]}
+    evidence.masters += [{"t": 990.0, "node": "node0", "role": "master"}, {"t": 990.0, "node": "node1", "role": "slave"},
+                         {"t": 990.0, "group": "main", "master": "node0"}]  # fmt: skip
+
+
+def _failed_over(evidence: Evidence, t: float, demoted_at: float) -> None:
+    """node1 was named, and node0 found out later."""
+    evidence.masters += [{"t": t - 0.1, "node": "node1", "role": "master"}, {"t": t, "group": "main", "master": "node1"},
+                         {"t": demoted_at, "node": "node0", "role": "slave"}]  # fmt: skip
+    evidence.faults.append({"n": 2, "kind": "redis.failover", "t0": t - 1, "t1": t})
+
+
+def test_two_owners_of_one_server_are_judged_also_near_a_failover() -> None:
+    evidence = clean()
+    _replicated(evidence)
     _second_claim(evidence, 1003.5)
+    _failed_over(evidence, 1006.0, 1007.0)
+    assert found(evidence) == {"two_owners": 2}
+
+
+def test_a_claim_that_another_server_had_proves_nothing_and_is_counted() -> None:
+    evidence = clean()
+    _replicated(evidence)
+    _second_claim(evidence, 1003.5)
+    evidence.writes[-1] |= {"node": "node1"}
+    _failed_over(evidence, 1003.4, 1005.5)
+    report = judge(evidence)
+    assert report["violations"] == {}
+    assert report["old_fence_writes_around_failovers"] == {"two_masters": 2, "claim_lost": 0}
+    assert report["old_masters"] == {"failovers": 1, "writes_to_an_old_master": 2, "latest_s": 1.61}
+
+
+def test_a_claim_that_its_server_forgot_as_a_replica_proves_nothing() -> None:
+    evidence = clean()
+    _replicated(evidence)
+    _second_claim(evidence, 1003.1)
+    evidence.masters += [
+        {"t": 1003.5, "node": "node0", "role": "slave"},
+        {"t": 1003.7, "node": "node0", "role": "master"},
+    ]
+    report = judge(evidence)
+    assert report["violations"] == {}
+    assert report["old_fence_writes_around_failovers"] == {"two_masters": 0, "claim_lost": 2}
+
+
+def test_an_old_master_that_is_written_to_for_too_long() -> None:
+    evidence = clean()
+    _replicated(evidence)
+    _failed_over(evidence, 1002.5, 1009.0)
+    assert found(evidence) == {"old_master": 1}  # 3 and 4 came soon after, 5 did not
+
+
+def test_what_a_link_held_back_was_sent_in_time() -> None:
+    evidence = clean()
+    _replicated(evidence)
+    _failed_over(evidence, 1002.5, 1009.0)
+    evidence.writes[5]["sent"] = 1004.2
+    assert found(evidence) == {}
+
+
+def test_a_server_that_is_about_to_be_named_again_is_no_old_master() -> None:
+    evidence = clean()
+    _replicated(evidence)
+    evidence.masters += [
+        {"t": 995.0, "group": "main", "master": "node1"},
+        {"t": 1001.5, "group": "main", "master": "node0"},
+    ]
+    assert found(evidence) == {}
+    evidence.masters[-1]["t"] = 1004.5
+    assert found(evidence) == {"old_master": 3}  # the claim, 1 and 2 came too early for that
+
+
+def test_what_was_written_to_a_server_that_was_demoted_may_be_lost_and_written_again() -> None:
+    evidence = clean()
+    _replicated(evidence)
+    _failed_over(evidence, 1005.2, 1005.5)
+    evidence.writes.append({**evidence.writes[-1], "node": "node1", "t0": 1005.6, "sent": 1005.6, "t1": 1005.7})
+    assert found(evidence) == {}
+    evidence.writes.append({**evidence.writes[-1], "t0": 1005.8, "sent": 1005.8, "t1": 1005.9})
+    assert found(evidence) == {"written_twice": 1}
+
+
+def test_a_tail_that_a_later_failover_lost() -> None:
+    evidence = clean()
+    _replicated(evidence)
+    del evidence.log[0]["entries"][-1]
+    assert found(evidence) == {"log_hole": 1}
+    _failed_over(evidence, 1007.0, 1008.0)
     assert found(evidence) == {}
 
 
