@@ -99,9 +99,12 @@ class ClusterNodes:
         for answer in (ranges, lines):
             if isinstance(answer, Exception):
                 raise answer
-        words = [line.split() for line in text(lines).splitlines()]
-        epochs = {line[0]: int(line[6]) for line in words if len(line) > 6}
-        return {_claim(entry, epochs, address) for entry in ranges}
+        try:
+            words = [line.split() for line in text(lines).splitlines()]
+            epochs = {line[0]: int(line[6]) for line in words if len(line) > 6}
+            return {_claim(entry, epochs, address) for entry in ranges}
+        except (LookupError, TypeError, ValueError) as error:
+            raise exceptions.ConnectionError("a cluster node gave an answer that cannot be read") from error
 
     def _node(self, address: Address) -> Node:
         node = self._known.get(address)

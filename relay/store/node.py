@@ -98,6 +98,12 @@ class Node:
             if not scope.expired():
                 scope.reschedule(now)
 
+    async def drop_idle(self) -> None:
+        """Close what is open and not in use."""
+        with suppress(exceptions.RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(_CLOSING_S):
+                await self._pool.disconnect(inuse_connections=False)
+
     async def close(self) -> None:
         with suppress(exceptions.RedisError, OSError, TimeoutError):
             async with asyncio.timeout(_CLOSING_S):  # a peer that is cut off takes no goodbye

@@ -140,7 +140,9 @@ class Store:
             raise StartupError(f"redis.url: {where} refused our credentials") from error
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             if away(error):
-                raise StoreUnavailable(f"redis.url: {where} cannot be reached: {error}", retry_after_s=1.0) from error
+                raise StoreUnavailable(
+                    f"redis.url: {where} cannot be reached: {str(error) or 'no answer in time'}", retry_after_s=1.0
+                ) from error
             raise StartupError(f"redis.url: {where} cannot be used: {error}") from error
 
     async def ping(self) -> None:

@@ -50,10 +50,13 @@ class SentinelNodes:
     async def refresh(self) -> None:
         """Ask the sentinels now. Raises if none answers and no master is known."""
         asks = [partial(self._ask, place) for place in range(len(self._sentinels))]
+        before = self._node
         _, trouble = await answers_of_most(asks, _ANSWER_S)
         await self._follow()
         if self._node is None:
             raise trouble
+        if self._node is before:
+            await self._node.drop_idle()  # there was an error: what else is open to this master may be dead as well
 
     def doubtful(self) -> bool:
         return time.monotonic() - self._asked_at > _DOUBT_S
@@ -96,6 +99,7 @@ class SentinelNodes:
 
     # --- one sentinel -----------------------------------------------------------------------------------------------
     async def _watch(self, place: int) -> None:
+        await asyncio.sleep(_ASK_EVERY_S * place / len(self._sentinels))  # one after the other: news come sooner
         while True:
             try:
                 await self._ask(place)
@@ -148,7 +152,8 @@ def _word(told: Any, named: Any) -> Word:
     for answer in (told, named):
         if isinstance(answer, Exception):
             raise answer
-    if named is None:
-        raise exceptions.ConnectionError("this sentinel knows no such master")
-    fields = dict(zip(told[::2], told[1::2], strict=True))
-    return Word((text(named[0]), int(named[1])), int(fields[b"config-epoch"]))
+    try:
+        fields = dict(zip(told[::2], told[1::2], strict=True))
+        return Word((text(named[0]), int(named[1])), int(fields[b"config-epoch"]))
+    except (LookupError, TypeError, ValueError) as error:  # null: it has just forgotten this master
+        raise exceptions.ConnectionError("a sentinel gave an answer that cannot be read") from error
