@@ -135,7 +135,9 @@ class Follower:
             await asyncio.sleep(self._options.check_s)
             topics = list(self._topics.values())
             for start in range(0, len(topics), _BATCH):
-                await self._check([topic for topic in topics[start : start + _BATCH] if topic.ready.is_set()])
+                ready = [topic for topic in topics[start : start + _BATCH] if topic.ready.is_set()]
+                await self._check(ready)
+                await self._check_sealed([topic for topic in ready if topic.sealed and topic.state.last_seq])
 
     async def _check(self, topics: Sequence[Topic]) -> None:
         known = [topic.last_seq for topic in topics]
@@ -147,6 +149,18 @@ class Follower:
             if state is not None and state.last_seq > topic.last_seq == seq and topic not in self._rung:
                 telemetry.BELLS_LOST.inc()
             self._compare(topic, state, seq)
+
+    async def _check_sealed(self, topics: Sequence[Topic]) -> None:
+        """Nobody renews a sealed log, so only its readers can notice that it is gone while its state is still there."""
+        if not topics:
+            return
+        try:
+            ends = await self._log.read([(topic.key, topic.state.last_seq - 1, 1) for topic in topics])
+        except StoreUnavailable:
+            return
+        for topic, end in zip(topics, ends, strict=True):
+            if not end and topic.sealed and self._topics.get(topic.key) is topic:
+                self._orphaned(topic.key)
 
     def _compare(self, topic: Topic, state: LogState | None, known: int) -> None:
         """Act on where Redis says the run is; `known` is the seq we had published when we asked."""

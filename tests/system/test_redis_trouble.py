@@ -135,6 +135,27 @@ async def test_a_lagging_replica_took_over_after_the_seal(
             people.check(upstream.truth(run_id))
 
 
+async def test_the_log_of_a_finished_run_is_gone_but_not_what_was_said_of_it(
+    upstream: ScriptedUpstream, own_redis: EmbeddedServer
+) -> None:
+    """Nobody renews it, and its state says that it is whole: only who looks finds nothing."""
+    async with relay_here(upstream.url, own_redis.url, redis={"prefix": "lag"}) as relay:
+        run_id = upstream.add_run([("run.started", {})] + [("message.delta", {"content_delta": "a"})] * 50)
+        upstream.finish(run_id)
+        async with crowd(relay.events(run_id)) as people:
+            people.join_all()
+            await people.ended()
+            key = RunKey("main", run_id)
+            await command(own_redis.url, "DEL", Keys("lag", 64).log(key))
+            people.join_all()
+            await people.ended(10)
+            people.check(upstream.truth(run_id))
+            await command(own_redis.url, "DEL", Keys("lag", 64).log(key))
+            resumed = people.join("websocket", after_seq=20)
+            await resumed.until(lambda viewer: viewer.ended, 10)
+            Truth(upstream.truth(run_id)).check(resumed, after_seq=20)
+
+
 FORGET_TAIL = """
 local kept = redis.call('XRANGE', KEYS[1], '-', ARGV[1] .. '-0')
 redis.call('DEL', KEYS[1])
