@@ -62,6 +62,8 @@ class Node:
             self._under_way.add(scope)
             try:
                 return await self._exchange(commands)
+            except RuntimeError as error:  # uvloop's words for it
+                raise exceptions.ConnectionError(f"closed meanwhile: {error}") from error
             finally:
                 self._under_way.discard(scope)
 
@@ -71,10 +73,8 @@ class Node:
             self._refuse_if_left()  # no await between here and the first byte sent
             await connection.send_packed_command([b"".join(map(packed, commands))], check_health=False)
             return [await _answer(connection) for _ in commands]
-        except BaseException as error:
+        except BaseException:
             await connection.disconnect(nowait=True)  # answers may be on their way: it must not be used again
-            if isinstance(error, RuntimeError):
-                raise exceptions.ConnectionError(f"closed meanwhile: {error}") from error  # uvloop's words for it
             raise
         finally:
             await self._pool.release(connection)

@@ -163,16 +163,20 @@ class _Pair:
             reset(side.transport)
             return
         self.link.pairs.add(self)
-        assert side.transport is not None
-        peer = side.transport.get_extra_info("peername")
-        self.owner = (
-            self.link.who(peer[1], self.link.port) if self.link.who and isinstance(peer, tuple) else self.link.owner
-        )
-        self.tap = self.link.tap(self.owner) if self.link.tap else None
         self.task = asyncio.get_running_loop().create_task(self._connect())
+
+    async def _introduce(self) -> None:
+        """Who is it? Looking takes milliseconds, and after a failover everybody connects at once: not in this thread."""
+        assert self.client.transport is not None
+        peer = self.client.transport.get_extra_info("peername")
+        self.owner = self.link.owner
+        if self.link.who and isinstance(peer, tuple):
+            self.owner = await asyncio.to_thread(self.link.who, peer[1], self.link.port)
+        self.tap = self.link.tap(self.owner) if self.link.tap else None
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
+        await self._introduce()
         while "up" in self.link.dark and not self.over:
             await asyncio.sleep(0.02)  # a SYN that nobody answers
         try:
