@@ -71,12 +71,12 @@ class Node:
 
     def launch(self) -> None:
         program, _ = choose()
-        words = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory), *self._options]
-        if self._sentinel is not None:
-            config = self.directory / "sentinel.conf"
-            if not config.exists():
-                config.write_text(f"port {self.port}\nbind 127.0.0.1\ndir {self.directory}\n{self._sentinel}")
-            words = [str(config), "--sentinel"]
+        config = self.directory / ("server.conf" if self._sentinel is None else "sentinel.conf")
+        if not config.exists():
+            # A file, because sentinels have it rewritten: a server they promoted must not start as a replica again.
+            own = f"port {self.port}\nbind 127.0.0.1\ndir {self.directory}\n"
+            config.write_text(own + (_config(self._options) if self._sentinel is None else self._sentinel))
+        words = [str(config), *([] if self._sentinel is None else ["--sentinel"])]
         with (self.directory / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*tie(sys.platform), str(program), *words], stdout=log, stderr=log, start_new_session=True,
@@ -112,6 +112,12 @@ class Node:
 
     async def role(self) -> str:
         return str((await self.client.execute_command("ROLE"))[0].decode())
+
+
+def _config(options: Sequence[str]) -> str:
+    """Options of the command line as lines of a file."""
+    pairs = zip(options[::2], options[1::2], strict=True)
+    return "".join(f"{name.removeprefix('--')} {value or chr(34) * 2}\n" for name, value in pairs)
 
 
 class Redises:
@@ -160,6 +166,8 @@ class Redises:
         for node in (*self.nodes, *self.others):
             node.signal(signal.SIGCONT)
             await node.until_up(timeout_s)
+        for node in self.nodes:  # one that was down as a fault was taken back may have it in its file
+            await node.client.execute_command("CONFIG", "SET", "maxmemory", "0", "min-replicas-to-write", "0")
 
     async def close(self) -> None:
         for node in (*self.others, *self.nodes):
