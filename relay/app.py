@@ -178,7 +178,7 @@ class App:
         server = self.settings.server
         directory = Directory(upstreams, self._log, hub)
         runs = Runs(directory, self._log, ingestor, self._tokens, self._once)
-        events = Events(directory, hub, self._log, self._pulse, self.settings.delivery)
+        events = Events(directory, hub, self._pulse, self.settings.delivery)
         public = door.build(routes.public(runs, events, Dashboard()), admit, body_bytes=self.settings.limits.body_bytes)
         self.address = await self._listen(stack, public, "server", server.host, server.port, self._listeners)
         # Nothing of what was built so far ever becomes garbage: keep the collector from walking it again and again.

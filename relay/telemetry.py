@@ -82,6 +82,11 @@ LOOKS = _counter(
 )
 PUMP_CRASHES = _counter("relay_pump_crashes_total", "Pumps that died of an unexpected error and were started again.")
 
+HEAD_FILLS = _counter(
+    "relay_head_fills_total", "Reads of a trimmed head from the upstream, by how they went.", "upstream", "outcome"
+)
+HEAD_EVENTS = _counter("relay_head_events_total", "Events of trimmed heads fetched again.", "upstream")
+
 # --- store: Redis ----------------------------------------------------------------------------------------------------
 APPEND_SECONDS = _histogram("relay_append_seconds", "One group commit: from the first waiting event to the answer.")
 APPEND_RUNS = _counter("relay_append_runs_total", "Runs appended to, over all group commits.")

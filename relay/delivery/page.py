@@ -11,49 +11,72 @@ from collections.abc import Sequence
 from relay.core.events import Event, encode
 from relay.core.filters import Types
 from relay.core.wires import reset
+from relay.fanout.hub import Hub
 from relay.fanout.topic import Topic
-from relay.store.log import Log
 
 _PAGE_BYTES = 4 * 1_048_576
+_PATIENCE_S = 10.0
+"""How long a page waits for events that have to be fetched again, before it says that there are none yet."""
 
 
-async def page(topic: Topic, log: Log, cursor: int, *, limit: int, types: Types | None, wait_s: float) -> bytes:
-    """The JSON of the page behind `cursor`; waits up to `wait_s` for a first event of a run that goes on."""
-    deadline = time.monotonic() + wait_s
-    missed: dict[str, object] | None = None
+async def page(hub: Hub, topic: Topic, cursor: int, *, limit: int, types: Types | None, wait_s: float) -> bytes:
+    """The JSON of the page behind `cursor`; waits up to `wait_s` for a first event of a run that goes on.
+
+    For events that have to be fetched from the upstream again it waits a little in any case.
+    """
+    began = time.monotonic()
     await topic.refresh()
+    found = _Found(cursor)
     while True:
-        if topic.state.floor > cursor:
-            missed = reset(cursor + 1, topic.state.floor, "trimmed").data
-            cursor = topic.state.floor
-        events, cursor = await _wanted(topic, log, cursor, limit, types)
-        ended = topic.sealed and cursor >= topic.state.last_seq
-        left = deadline - time.monotonic()
-        if events or ended or left <= 0:
-            return _json(events, cursor, ended=ended, missed=missed)
-        if topic.last_seq <= cursor:  # else something came while we read
-            await topic.changed(left)
+        missing = await _collect(hub, topic, found, limit, types)
+        ended = topic.sealed and found.cursor >= topic.state.last_seq
+        left = began + (max(wait_s, _PATIENCE_S) if missing else wait_s) - time.monotonic()
+        if found.events or ended or left <= 0:
+            return found.json(ended=ended)
+        if missing or topic.last_seq <= found.cursor:  # else something came while we read
+            await topic.changed(min(left, 0.5) if missing else left)
 
 
-async def _wanted(topic: Topic, log: Log, cursor: int, limit: int, types: Types | None) -> tuple[list[Event], int]:
-    """Up to `limit` events that pass the filter, and the cursor behind what was looked at."""
-    found: list[Event] = []
-    size = 0
-    while len(found) < limit and size < _PAGE_BYTES:
-        most = max(1, min(limit, int(_PAGE_BYTES / topic.mean_bytes)))
-        events = (await log.read([(topic.key, cursor, most)]))[0]
+class _Found:
+    """What a page holds so far."""
+
+    def __init__(self, cursor: int) -> None:
+        self.cursor = cursor
+        """Behind what was looked at."""
+        self.events: list[Event] = []
+        self.size = 0
+        self.missed: tuple[int, int] | None = None
+        """Events that can no longer be had, before those of the page."""
+
+    def take(self, events: Sequence[Event], limit: int, types: Types | None) -> bool:
+        """Those that pass the filter, up to the bounds of a page; whether it is full."""
         for event in events:
-            cursor = event.seq
+            self.cursor = event.seq
             if types is None or types.allows(event.type):
-                found.append(event)
-                size += len(event.json)
-            if len(found) >= limit or size >= _PAGE_BYTES:
-                break
-        if len(events) < most:
-            break
-    return found, cursor
+                self.events.append(event)
+                self.size += len(event.json)
+            if len(self.events) >= limit or self.size >= _PAGE_BYTES:
+                return True
+        return False
+
+    def json(self, *, ended: bool) -> bytes:
+        tail: dict[str, object] = {"next_after_seq": self.cursor, "ended": ended}
+        if self.missed is not None:
+            tail["reset"] = reset(*self.missed, "trimmed").data
+        return b'{"events":[%b],%b' % (b",".join([event.json for event in self.events]), encode(tail)[1:])
 
 
-def _json(events: Sequence[Event], cursor: int, *, ended: bool, missed: dict[str, object] | None) -> bytes:
-    tail = {"next_after_seq": cursor, "ended": ended} | ({"reset": missed} if missed else {})
-    return b'{"events":[%b],%b' % (b",".join([event.json for event in events]), encode(tail)[1:])
+async def _collect(hub: Hub, topic: Topic, found: _Found, limit: int, types: Types | None) -> bool:
+    """Fill the page; true if what comes next has to be fetched first."""
+    while True:
+        most = max(1, min(limit, int(_PAGE_BYTES / topic.mean_bytes)))
+        behind = await hub.read(topic, found.cursor, most)
+        if behind.where == "gone":
+            if found.events:
+                return False  # said at the beginning of the next page, where it belongs
+            found.missed = (found.missed[0] if found.missed else found.cursor + 1, behind.gone)
+            found.cursor = behind.gone
+        elif found.take(behind.events, limit, types):
+            return False
+        elif not behind.events or found.cursor >= max(topic.last_seq, topic.state.last_seq):
+            return behind.where == "missing"

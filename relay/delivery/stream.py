@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import Protocol
+from typing import Final, Protocol
 
 from relay import telemetry
 from relay.core import wires
@@ -52,6 +52,10 @@ class Connection(Protocol):
         """End without a proper end, so that nobody takes it for completion."""
 
 
+_PATIENCE_S: Final = 10.0
+"""How long a reader who does not follow waits, in the middle of its stream, for events that have to be fetched again."""
+
+
 class Farewell(Exception):
     """Not an error: the way a stream ends before its run does."""
 
@@ -80,6 +84,8 @@ class Stream:
         self._goodbye: Goodbye | None = None
         self._slow = False
         self._written_at = time.monotonic()
+        self._moved_at = self._written_at
+        """When the cursor last moved while catching up."""
         self._taken_at = self._written_at
         self._uncounted = 0
         """Events written by `flush` since the last beat."""
@@ -129,12 +135,19 @@ class Stream:
             part = await self._read_back() if self._sub.behind else self._sub.take()
             if part is not None:
                 self._write(part)
+                self._moved_at = time.monotonic()
             elif self._sub.behind:
-                await self._sub.topic.changed(1.0)  # the log is being refilled: P5 says nobody else is told
+                await self._until_there()
             else:
                 self._tell_position()
                 return
             await asyncio.sleep(0)
+
+    async def _until_there(self) -> None:
+        """What comes next is being brought back: nobody is told. Who does not follow cannot be kept waiting for ever."""
+        if not self._follow and time.monotonic() - self._moved_at > _PATIENCE_S:
+            raise ConnectionResetError  # cut: a proper end would say that this is all there is
+        await self._sub.topic.changed(1.0)
 
     async def _until_taken(self) -> None:
         """Wait until the client has taken most of what was written."""

@@ -73,6 +73,9 @@ class Follower:
         topic = self._channels.get(channel)
         if topic is None:
             return
+        if payload == b"old":
+            topic.fetched()
+            return
         if payload == b"released":
             self._orphaned(topic.key)  # its owner let go: whoever follows it is the first to know
         # Just subscribed: from now on nothing can be missed, so this is the moment to look where the log stands.
@@ -116,14 +119,25 @@ class Follower:
             return
         wanted = [(topic.key, topic.last_seq, self._count(topic)) for topic in topics]
         pages = await self._log.read(wanted)
-        # A step: if the log's head is gone, readers must be told, so know that before they see what follows.
-        await self._learn([topic for topic, page in zip(topics, pages, strict=True) if _steps(topic, page)])
+        for i, (topic, page) in enumerate(zip(topics, pages, strict=True)):
+            if _steps(topic, page):
+                pages[i] = list(await self._across(topic, wanted[i][2]))
         now = time.monotonic()
         for topic, (_, _, most), events in zip(topics, wanted, pages, strict=True):
             if topic.publish(events):
                 telemetry.FOLLOW_LAG.observe(now - since[topic])
             if len(events) == most and self._topics.get(topic.key) is topic:
                 self._ring(topic, state=False)
+
+    async def _across(self, topic: Topic, most: int) -> Sequence[Event]:
+        """A step: the upstream's own hole, or a head trimmed before we read it? A window has none but the former."""
+        found = await self._log.old.behind(topic.key, topic.last_seq, most)
+        if found.where == "log":
+            return found.events
+        if found.floor > topic.last_seq:
+            topic.restart(found.floor)
+            self._ring(topic, state=True)
+        return ()
 
     def _count(self, topic: Topic) -> int:
         # XRANGE is bounded by entries, memory by bytes: runs with large events are read a few at a time.

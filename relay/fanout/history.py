@@ -1,15 +1,20 @@
-"""Events that are no longer in a window, read from the log in pages that all late readers of a run share.
+"""Events that are no longer in a window, read in pages that all late readers of a run share.
+
+Where a page comes from is decided by the cursor alone: the log, or below its floor what was fetched again from the
+upstream (`old`), so nobody is ever handed over from one to the other. Whoever finds nothing in either has it fetched.
 
 A page is the events behind one cursor, about `page_bytes` of them. Two hundred readers who join a finished run at its
-start walk the same chain of pages: each is read from Redis once and turned into bytes once per wire. Pages never change
-(a log only grows), so they may be forgotten at any time; the least recently used go first.
+start walk the same chain of pages: each is read from Redis once and turned into bytes once per wire. Pages never change,
+so they may be forgotten at any time; the least recently used go first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from relay.core.events import Event
 from relay.core.filters import Types
@@ -18,9 +23,12 @@ from relay.core.window import Slice, cut
 from relay.core.wires import Wire
 from relay.fanout.topic import Topic
 from relay.store.log import Log
+from relay.store.old import Behind
 
 _EVENTS = 512
 """Most events of one page, and of one XRANGE."""
+_AGAIN_S = 0.9
+"""For how long nobody looks again behind a cursor where nothing was, unless something is fetched meanwhile."""
 _SLICES = 2
 """How many wires' bytes a page keeps."""
 
@@ -49,17 +57,25 @@ class Page:
         return found
 
 
+class Gone(NamedTuple):
+    """In place of a page: nobody has what lies behind the cursor."""
+
+    upto: int
+
+
 class History:
-    def __init__(self, log: Log, *, page_bytes: int, memory_bytes: int) -> None:
+    def __init__(self, log: Log, fetch: Callable[[RunKey, int], None], *, page_bytes: int, memory_bytes: int) -> None:
         self._log = log
+        self._fetch = fetch
+        """Called with a run and a cursor behind which the log was trimmed and nothing was fetched yet."""
         self._page_bytes = page_bytes
         self._memory_bytes = memory_bytes
         self._pages: OrderedDict[tuple[RunKey, int], Page] = OrderedDict()
         self._size = 0
         self._reading: dict[tuple[RunKey, int], asyncio.Event] = {}
 
-    async def page(self, topic: Topic, cursor: int) -> Page | None:
-        """The page behind `cursor`; None if the log has nothing there at the moment."""
+    async def page(self, topic: Topic, cursor: int) -> Page | Gone | None:
+        """The page behind `cursor`; None if there is nothing at the moment (it was asked for, if it has to be fetched)."""
         at = (topic.key, cursor)
         while True:
             page = self._pages.get(at)
@@ -68,19 +84,37 @@ class History:
                 return page
             reading = self._reading.get(at)
             if reading is None:
+                if topic.unreachable.get(cursor, 0.0) > time.monotonic():
+                    return None
                 return await self._read(topic, cursor)
             await reading.wait()  # then look again: the reader before us may have been cancelled
 
-    async def _read(self, topic: Topic, cursor: int) -> Page | None:
+    async def read(self, topic: Topic, cursor: int, most: int) -> Behind:
+        """Up to `most` events behind `cursor`, unshared; has them fetched if they are missing."""
+        if topic.state.floor <= cursor:  # as far as we know
+            events = (await self._log.read([(topic.key, cursor, most)]))[0]
+            if events and events[0].seq == cursor + 1:
+                return Behind("log", events=events)
+        # Nothing, or a hole, which may be the upstream's own or a head trimmed just now.
+        found = await self._log.old.behind(topic.key, cursor, most)
+        if found.where == "missing":
+            self._fetch(topic.key, cursor)
+        return found
+
+    async def _read(self, topic: Topic, cursor: int) -> Page | Gone | None:
         at = (topic.key, cursor)
         done = self._reading[at] = asyncio.Event()
         try:
             most = max(4, min(_EVENTS, int(self._page_bytes / topic.mean_bytes)))
-            events = (await self._log.read([(topic.key, cursor, most)]))[0]
-            if not events:
+            found = await self.read(topic, cursor, most)
+            if found.where == "gone":
+                return Gone(found.gone)
+            if found.where == "missing":
+                topic.cannot_reach(cursor, time.monotonic() + _AGAIN_S)
+            if not found.events:
                 return None
-            page = Page(events)
-            topic.mean_bytes += (page.size / len(events) - topic.mean_bytes) * 0.5
+            page = Page(found.events)
+            topic.mean_bytes += (page.size / len(found.events) - topic.mean_bytes) * 0.5
             self._keep(at, page)
             return page
         finally:

@@ -22,6 +22,7 @@ from relay.fanout.options import FanoutOptions
 from relay.fanout.subscription import Subscription
 from relay.fanout.topic import Topic
 from relay.store.log import Log
+from relay.store.old import Behind
 from relay.store.redis import Store
 
 _READY_S = 5.0
@@ -42,6 +43,9 @@ class Wants(Protocol):
 
     async def decided(self, key: RunKey) -> None: ...
 
+    def fetch(self, key: RunKey, after_seq: int) -> None:
+        """Somebody reads behind `after_seq`, where the log was trimmed: have it fetched again. Said as long as it lasts."""
+
 
 class Hub:
     def __init__(self, store: Store, log: Log, wants: Wants, options: FanoutOptions) -> None:
@@ -49,7 +53,7 @@ class Hub:
         self._wants = wants
         self._topics: dict[RunKey, Topic] = {}
         self._follower = Follower(store, log, options, wants.orphaned)
-        self._history = History(log, page_bytes=options.page_bytes, memory_bytes=options.memory_bytes // 4)
+        self._history = History(log, wants.fetch, page_bytes=options.page_bytes, memory_bytes=options.memory_bytes // 4)
         telemetry.WINDOW_BYTES.set_function(lambda: sum(topic.window.size for topic in self._topics.values()))
         telemetry.TOPICS.set_function(lambda: len(self._topics))
 
@@ -111,6 +115,20 @@ class Hub:
                 while not (topic.state.primed or topic.state.sealed) or topic.last_seq < topic.state.last_seq:
                     await topic.changed(0.5)
                     await topic.refresh()
+        except (TimeoutError, StoreUnavailable):
+            return False
+        return True
+
+    async def read(self, topic: Topic, cursor: int, most: int) -> Behind:
+        """Up to `most` events behind `cursor`, wherever they are; has them fetched if they are missing."""
+        return await self._history.read(topic, cursor, most)
+
+    async def reachable(self, topic: Topic, cursor: int, within_s: float) -> bool:
+        """Wait until what lies behind `cursor` can be read (or is known to be gone); whether it came to that in time."""
+        try:
+            async with asyncio.timeout(within_s):
+                while (await self.read(topic, cursor, 1)).where == "missing":
+                    await topic.changed(0.5)
         except (TimeoutError, StoreUnavailable):
             return False
         return True

@@ -1,7 +1,8 @@
 """A reader's place in a run: a cursor and how to move it. Owns no queue and no task.
 
 Replay, catching up and live are one piece of code: `take` gives what the window holds behind the cursor, `read_back`
-what only the log still has. Nothing is handed over between history and live, so nothing can fall in between.
+what only the log still has, or the upstream. Nothing is handed over between history and live, so nothing can fall in
+between.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from relay.core.filters import Types
 from relay.core.window import Slice
 from relay.core.wires import Notice, Wire, reset
-from relay.fanout.history import History
+from relay.fanout.history import Gone, History
 from relay.fanout.topic import Topic
 
 
@@ -29,8 +30,8 @@ class Subscription:
 
     @property
     def behind(self) -> bool:
-        """What comes next is not in the window: the log has it, or nobody has it any more."""
-        return self.cursor < self.topic.window.floor or self.cursor < self.topic.state.floor
+        """What comes next is not in the window: the log has it, or what was fetched again, or nobody any more."""
+        return self.cursor < self.topic.window.floor
 
     @property
     def ended(self) -> bool:
@@ -39,28 +40,20 @@ class Subscription:
 
     def take(self) -> Slice | None:
         """The next events of the window; None at the live edge, or behind."""
-        if self.cursor < self.topic.state.floor:
-            return None  # what lies between can no longer be had, and that must be said first
         found = self.topic.window.after(self.cursor, self.wire, self.types, self._max_bytes)
         if found is not None:
             self.cursor = found.upto
         return found
 
     async def read_back(self) -> Slice | Notice | None:
-        """The next events of the log, or the notice that they are gone; None if it has nothing there now."""
-        page = None
-        if self.cursor >= self.topic.state.floor:
-            page = await self._history.page(self.topic, self.cursor)
-            if page is None:
-                return None
-        if page is None or page.events[0].seq > self.cursor + 1:
-            await self.topic.refresh()  # a hole: is the log's head gone, and how much of it by now?
-            if self.topic.state.floor > self.cursor:
-                missed = reset(self.cursor + 1, self.topic.state.floor, "trimmed")
-                self.cursor = self.topic.state.floor
-                return missed
+        """The next events before the window, or the notice that they are gone; None if they cannot be had right now."""
+        page = await self._history.page(self.topic, self.cursor)
         if page is None:
             return None
+        if isinstance(page, Gone):
+            missed = reset(self.cursor + 1, page.upto, "trimmed")
+            self.cursor = page.upto
+            return missed
         found = page.slice(self.wire, self.types)
         self.cursor = found.upto
         return found

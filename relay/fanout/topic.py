@@ -16,6 +16,9 @@ from relay.core.ids import RunKey
 from relay.core.window import Window
 from relay.store.log import LogState
 
+_UNREACHABLE = 1024
+"""Most cursors remembered at which readers wait for a trimmed head."""
+
 
 class Live(Protocol):
     """A stream at the live edge."""
@@ -36,6 +39,7 @@ class Topic:
         "readers",
         "ready",
         "state",
+        "unreachable",
         "window",
     )
 
@@ -50,6 +54,9 @@ class Topic:
         """Open subscriptions; the hub lets go of a topic without any."""
         self.ready = asyncio.Event()
         """Set once the bell is heard and the log's position is known: nothing can be missed from here on."""
+        self.unreachable: dict[int, float] = {}
+        """Cursors behind which the log was trimmed and nothing was fetched yet, and until when (monotonic) that is taken
+        for still true: a crowd that waits at one cursor asks once. Void as soon as something is fetched."""
         self.mean_bytes = 4096.0
         """About how large an event of this run is; decides how many are read at once."""
         self._limit = limit
@@ -71,6 +78,21 @@ class Topic:
         self.state = state
         self.window = Window(state.last_seq)
         self.ready.set()
+
+    def restart(self, floor: int) -> None:
+        """What followed the window was trimmed before it was read here: the window begins anew behind it."""
+        self.window = Window(floor)
+        self.announce()
+
+    def cannot_reach(self, cursor: int, until: float) -> None:
+        if len(self.unreachable) >= _UNREACHABLE:
+            self.unreachable.clear()
+        self.unreachable[cursor] = until
+
+    def fetched(self) -> None:
+        """Something of the trimmed head was fetched again: wake who waits for it. The live streams do not."""
+        self.unreachable.clear()
+        self._wake()
 
     async def refresh(self) -> None:
         """Learn now where the log stands, instead of at the next bell. Raises StoreUnavailable."""
@@ -109,7 +131,10 @@ class Topic:
 
     def _tell(self) -> None:
         self._scheduled = False
-        before, self._changed = self._changed, asyncio.Event()
-        before.set()
+        self._wake()
         for stream in tuple(self.live):
             stream.flush()
+
+    def _wake(self) -> None:
+        before, self._changed = self._changed, asyncio.Event()
+        before.set()

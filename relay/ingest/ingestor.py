@@ -16,13 +16,14 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
 from relay import telemetry
 from relay.core.errors import LeaseLost, LogMoved, RelayError, StoreUnavailable, Unwanted
 from relay.core.ids import RunKey
+from relay.ingest.backfill import Backfills
 from relay.ingest.clocks import Clocks
 from relay.ingest.committer import Committer
 from relay.ingest.options import IngestOptions
@@ -62,6 +63,8 @@ class Ingestor:
         self._wanted_at: dict[RunKey, float] = {}
         """When we last said that we want a watched run."""
         self._pumped: dict[RunKey, _Pumped] = {}
+        self._backfills = Backfills(log, upstreams, options, self._start_filling, event_bytes=event_bytes)
+        self._filling: set[asyncio.Task[None]] = set()
         self._probed: dict[RunKey, float] = {}
         self._clocks = Clocks()
         self._tasks: asyncio.TaskGroup | None = None
@@ -116,6 +119,10 @@ class Ingestor:
         finally:
             await self._release([pump])
 
+    def fetch(self, key: RunKey, after_seq: int) -> None:
+        """Somebody reads behind `after_seq`, where the log was trimmed: have that fetched again."""
+        self._backfills.ask(key, after_seq)
+
     def describe(self) -> list[dict[str, Any]]:
         """Every run this process owns or tries to, for people."""
         return [
@@ -146,7 +153,7 @@ class Ingestor:
         """Stop every pump and give all leases back at once; those who follow the runs are told. Idempotent."""
         self._closing = True
         pumped = list(self._pumped.values())
-        tasks = [one.task for one in pumped if one.task is not None]
+        tasks = [*self._filling, *(one.task for one in pumped if one.task is not None)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -170,17 +177,25 @@ class Ingestor:
         gauge = telemetry.RUNS_PUMPED.labels(key.upstream)
         gauge.inc()
         try:
-            await self._supervise(key, pumped)
+            await self._supervise(key, pumped.pump.run)
         finally:
             gauge.dec()
             if not self._closing:  # else all leases are given back together
                 await self._release([pumped.pump])
                 del self._pumped[key]
 
-    async def _supervise(self, key: RunKey, pumped: _Pumped) -> None:
+    def _start_filling(self, key: RunKey, life: Callable[[], Awaitable[object]]) -> bool:
+        if self._closing or self._tasks is None:
+            return False
+        task = self._tasks.create_task(self._supervise(key, life), name=f"head {key}")
+        self._filling.add(task)
+        task.add_done_callback(self._filling.discard)
+        return True
+
+    async def _supervise(self, key: RunKey, life: Callable[[], Awaitable[object]]) -> None:
         while True:
             try:
-                await pumped.pump.run()
+                await life()
                 return
             except Exception:  # the supervisor of runs: whatever it was, it must not end here unseen, or the siblings
                 telemetry.PUMP_CRASHES.inc()

@@ -33,12 +33,12 @@ _APPEND_BYTES: Final = 1_048_576
 """Most of one append, so that one run cannot hold a group commit up for long."""
 _TAIL: Final = 500
 """Events behind a terminal one are few; this many are looked through for it."""
-_GONE: Final = 3
+GONE: Final = 3
 """How many 404s in a row it takes to believe that a run is gone."""
 
-_MISSING_PAUSE_S: Final = 2.0
+MISSING_PAUSE_S: Final = 2.0
 """Between those: a load balancer in the middle of a deployment also answers 404."""
-_RETRY_AFTER_S: Final = 30.0
+RETRY_AFTER_S: Final = 30.0
 """An upstream may ask for patience, but not for more than this: somebody is watching."""
 _SILENT_S: Final = 1.0
 """How long a stream that was just opened may say nothing before we ask whether the run has ended."""
@@ -208,9 +208,9 @@ class Pump:
         """A connection brought nothing: has the run ended meanwhile? Then wait, longer each time."""
         if not self._run.ended:
             await self._ask_whether_ended()
-        floor_s = min(ending.retry_after_s or 0.0, _RETRY_AFTER_S)
+        floor_s = min(ending.retry_after_s or 0.0, RETRY_AFTER_S)
         if self._missing:
-            floor_s = max(floor_s, _MISSING_PAUSE_S)
+            floor_s = max(floor_s, MISSING_PAUSE_S)
         if ending.reason == "unauthorized":
             self._say.error("upstream.unauthorized", hint="the upstream refuses our credentials for this run")
             floor_s = max(floor_s, self._options.backoff_cap_s)
@@ -261,8 +261,8 @@ class Pump:
             self._fields["status"] = self._run.status
         if not self._run.contiguous:
             self._fields["contiguous"] = "0"
-        if self._run.head_lost:
-            self._fields["floor"] = str(self._run.head_lost)
+        if self._run.head_lost and not prev:  # said once: from then on the floor only moves by trimming
+            self._fields["floor"] = self._fields["gone"] = str(self._run.head_lost)
         if admission.events:
             self._doubt_at = time.monotonic() + self._options.idle_check_s
             self._missing = self._unended = 0
@@ -283,7 +283,7 @@ class Pump:
         assert self.lease is not None
         at = self._run.last_seq if prev is None else prev
         fields = {**self._fields, **fields}
-        for part in _parts(events):
+        for part in parts(events):
             await self._committer.append(Append(self.lease, at, part, fields))
             at = part[-1].seq if part else at
             self.durable_seq = at
@@ -294,7 +294,7 @@ class Pump:
     async def _ask_whether_ended(self) -> None:
         """GET run; if it says terminal and a drain brings no terminal event either, twice, the end is ours to write."""
         now = time.monotonic()
-        if self._missing and now - self._asked_at < _MISSING_PAUSE_S * 0.9:
+        if self._missing and now - self._asked_at < MISSING_PAUSE_S * 0.9:
             return
         self._asked_at = now
         self._doubt_at = now + self._options.idle_check_s
@@ -320,7 +320,7 @@ class Pump:
 
     async def _gone(self) -> None:
         self._missing += 1
-        if self._missing >= _GONE and not self._run.ended:
+        if self._missing >= GONE and not self._run.ended:
             await self._write_end("failed", "the upstream no longer knows this run")
 
     async def _write_end(self, status: str, reason: str) -> None:
@@ -359,17 +359,17 @@ class Pump:
             self._say.warning("run.step_confirmed", steps=len(admission.steps), first=admission.steps[0].first)
 
 
-def _parts(events: Sequence[Event]) -> list[Sequence[Event]]:
+def parts(events: Sequence[Event]) -> list[Sequence[Event]]:
     """Split by count and by size; at least one part, so that fields alone can be appended too."""
-    parts: list[Sequence[Event]] = []
+    split: list[Sequence[Event]] = []
     start = size = 0
     for i, event in enumerate(events):
         if i > start and (i - start >= _APPEND_EVENTS or size + len(event.json) > _APPEND_BYTES):
-            parts.append(events[start:i])
+            split.append(events[start:i])
             start, size = i, 0
         size += len(event.json)
-    parts.append(events[start:])
-    return parts
+    split.append(events[start:])
+    return split
 
 
 def _age_s(created_at: object, now_s: float) -> float:

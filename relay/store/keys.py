@@ -26,6 +26,14 @@ class Keys:
     def run(self, key: RunKey) -> str:
         return self._of_run("run", key)
 
+    def old(self, key: RunKey) -> str:
+        """A trimmed head of the log, fetched again."""
+        return self._of_run("old", key)
+
+    def fill(self, key: RunKey) -> str:
+        """Who fills `old`, and how far it is."""
+        return self._of_run("fill", key)
+
     def bell(self, key: RunKey) -> str:
         return self._of_run("bell", key)
 

@@ -1,7 +1,8 @@
 """The log: durable, append-only, one Redis stream per run, the seq as its id. Who may write is decided in Lua.
 
 What an owner does: `claim` -> `append`… -> `seal` or `release`, and `renew` meanwhile. What a reader does: `states` and
-`read`. Nothing here waits, retries or remembers; that is for those who call (committer, pump, follower).
+`read`, and `old.behind` where the log no longer holds what it needs. Nothing here waits, retries or remembers; that is for
+those who call (committer, pump, follower).
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import msgspec
 from relay.core.errors import LeaseLost, LogMoved, Unwanted
 from relay.core.events import Event
 from relay.core.ids import RunKey
+from relay.store.entries import event_of, text
 from relay.store.keys import Keys
+from relay.store.old import Old
 from relay.store.options import RetentionOptions
 from relay.store.redis import ScriptCall, Store
 
@@ -47,7 +50,9 @@ class LogState(msgspec.Struct, frozen=True):
     contiguous: bool = True
     """False once a step in seq was confirmed."""
     floor: int = 0
-    """Events up to here can no longer be had (trimmed, or gone upstream)."""
+    """The log does not hold events up to here: trimmed, lost, or gone upstream. `old` may (relay.store.old)."""
+    gone: int = 0
+    """Events up to here are known to be lost upstream too: nobody can ever have them again."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -85,10 +90,11 @@ def state_of(fields: dict[str, str], last_seq: int | None = None) -> LogState:
         primed=fields.get("primed") == "1",
         contiguous=fields.get("contiguous") != "0",
         floor=int(fields.get("floor") or 0),
+        gone=int(fields.get("gone") or 0),
     )
 
 
-_STATE_FIELDS = ("last_seq", "status", "sealed", "primed", "contiguous", "floor", "fence")
+_STATE_FIELDS = ("last_seq", "status", "sealed", "primed", "contiguous", "floor", "gone", "fence")
 
 
 class Log:
@@ -103,6 +109,7 @@ class Log:
         self._live_ms = int(retention.live_s * 1000)
         self._sealed_ms = int(retention.sealed_s * 1000)
         self._cap = retention.live_events
+        self.old = Old(store, keys, lease_s=lease_s, old_s=retention.old_s)
         self._names: dict[RunKey, tuple[str, str, str]] = {}
 
     # --- the owner's side -------------------------------------------------------------------------------------------
@@ -124,10 +131,10 @@ class Log:
         answer = (await self._call("claim", [ScriptCall(self._store.scripts["claim"], keys, args)]))[0]
         if not answer[0]:
             return float(answer[1]) / 1000
-        flat = [_text(item) for item in answer[3]]
+        flat = [text(item) for item in answer[3]]
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         last_seq = int(answer[2])
-        fence = _text(answer[1])
+        fence = text(answer[1])
         self._fence = max(self._fence, int(fence or 0))
         return Claim(Lease(key, self._owner, fence) if fence else None, state_of(fields, last_seq))
 
@@ -218,7 +225,7 @@ class Log:
         # That a part of Redis is away is no reason not to look at the others.
         found = {tag: answer for tag, answer in zip(tags, answers, strict=True) if not isinstance(answer, Exception)}
         return Scan(
-            [RunKey(*_text(member).split(":", 1)) for answer in found.values() for member in answer[2:]],
+            [RunKey(*text(member).split(":", 1)) for answer in found.values() for member in answer[2:]],
             min((int(answer[1]) / 1000 for answer in found.values() if int(answer[1]) >= 0), default=None),
             {tag: int(answer[0]) / 1000 for tag, answer in found.items()},
         )
@@ -253,34 +260,25 @@ class Log:
     async def tail(self, key: RunKey, most: int) -> list[Event]:
         """The last events of a log, in order."""
         answer = (await self._store.run("tail", [("XREVRANGE", self.keys.log(key), "+", "-", "COUNT", most)]))[0]
-        return [_event(entry) for entry in reversed(answer)]
+        return [event_of(entry) for entry in reversed(answer)]
 
     async def read(self, requests: Sequence[tuple[RunKey, int, int]]) -> list[list[Event]]:
         """For each (run, after_seq, most): the events behind after_seq, in one round trip."""
         commands = [("XRANGE", self.keys.log(key), f"({after}-0", "+", "COUNT", most) for key, after, most in requests]
         answers = await self._store.run("read", commands)
-        return [[_event(entry) for entry in answer] for answer in answers]
+        return [[event_of(entry) for entry in answer] for answer in answers]
 
 
 def _state(answer: Sequence[bytes | None]) -> LogState | None:
     if answer[-1] is None:  # no fence: never claimed, or gone
         return None
-    return state_of(
-        {name: _text(value) for name, value in zip(_STATE_FIELDS, answer, strict=True) if value is not None}
-    )
-
-
-def _event(entry: tuple[bytes, Any]) -> Event:
-    stream_id, fields = entry
-    if isinstance(fields, dict):
-        return Event(int(stream_id[:-2]), fields[b"type"].decode(), fields[b"event"])
-    return Event(int(stream_id[:-2]), fields[1].decode(), fields[3])
+    return state_of({name: text(value) for name, value in zip(_STATE_FIELDS, answer, strict=True) if value is not None})
 
 
 def _refusal(answer: object, key: RunKey) -> Exception | None:
     if isinstance(answer, Exception):
         return answer
-    verdict = _text(answer)
+    verdict = text(answer)
     if verdict == "LOST":
         return LogMoved(f"the log of {key} does not end where its owner left it")
     if verdict == "UNWANTED":
@@ -288,7 +286,3 @@ def _refusal(answer: object, key: RunKey) -> Exception | None:
     if verdict == "FENCED":
         return LeaseLost(f"another owner writes {key} now")
     return None
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

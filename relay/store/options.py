@@ -33,4 +33,6 @@ class RetentionOptions:
     live_s: float = 86400.0
     """How long a log nobody writes to or renews is kept; every write and renewal starts it anew."""
     live_events: int = 1_000_000
-    """How many events a log may hold; beyond it the head is trimmed (about) and readers of it get `relay.reset`."""
+    """How many events a log may hold; beyond it the head is trimmed (about), and fetched again for who reads there."""
+    old_s: float = 300.0
+    """How long a trimmed head that was fetched again is kept after it was last read or written."""

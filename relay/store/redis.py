@@ -33,7 +33,11 @@ _ELSEWHERE: Final = (exceptions.MovedError, exceptions.AskError, exceptions.Read
 
 SCRIPTS: Final = (
     "claim", "append", "seal", "renew", "release", "want", "scan", "look", "leave", "found", "standing",
+    "behind", "take", "fill",
 )  # fmt: skip
+
+_COUNTING: Final = frozenset(("claim", "append", "behind", "take", "fill"))
+"""Scripts that compare and count seqs: seqs.lua is put before them."""
 
 
 class Script:
@@ -41,7 +45,8 @@ class Script:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.text = files("relay.store").joinpath("lua", f"{name}.lua").read_text("utf-8")
+        parts = ("seqs", name) if name in _COUNTING else (name,)
+        self.text = "".join(files("relay.store").joinpath("lua", f"{part}.lua").read_text("utf-8") for part in parts)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 

@@ -19,7 +19,6 @@ from relay.delivery.page import page
 from relay.delivery.pulse import Pulse
 from relay.fanout.hub import Hub
 from relay.fanout.topic import Topic
-from relay.store.log import Log
 from relay.web.directory import Directory
 from relay.web.door import HEADERS, PRINCIPAL, json_response
 from relay.web.requests import the_run
@@ -30,10 +29,9 @@ _LIMIT: Final = 1000
 
 
 class Events:
-    def __init__(self, directory: Directory, hub: Hub, log: Log, pulse: Pulse, options: DeliveryOptions) -> None:
+    def __init__(self, directory: Directory, hub: Hub, pulse: Pulse, options: DeliveryOptions) -> None:
         self._directory = directory
         self._hub = hub
-        self._log = log
         self._pulse = pulse
         self._options = options
 
@@ -49,8 +47,10 @@ class Events:
         key = await the_run(request, self._directory)
         async with self._hub.topic(key) as topic:
             if not ask.follow or form is None:
-                primed = await self._hub.primed(topic, max(_PRIMED_S, ask.wait_s))
-                if not primed and form is not None:  # a proper end would say that this is all there is
+                there = await self._hub.primed(topic, max(_PRIMED_S, ask.wait_s))
+                if form is not None:
+                    there = there and await self._hub.reachable(topic, ask.cursor, _PRIMED_S)
+                if not there and form is not None:  # a proper end would say that this is all there is
                     raise UpstreamUnavailable("the upstream's events cannot be read at the moment", retry_after_s=2.0)
             await self._hub.settle(topic, ask.cursor)
             if form is None:
@@ -60,7 +60,7 @@ class Events:
             return await self._stream(request, topic, form, ask)
 
     async def _page(self, topic: Topic, ask: _Ask) -> web.Response:
-        body = await page(topic, self._log, ask.cursor, limit=ask.limit, types=ask.types, wait_s=ask.wait_s)
+        body = await page(self._hub, topic, ask.cursor, limit=ask.limit, types=ask.types, wait_s=ask.wait_s)
         return json_response(body)
 
     async def _stream(self, request: web.Request, topic: Topic, form: Form, ask: _Ask) -> web.StreamResponse:

@@ -36,6 +36,7 @@ class Wanted:
     watched: list[RunKey] = field(default_factory=list)
     wanted: list[RunKey] = field(default_factory=list)
     probed: list[RunKey] = field(default_factory=list)
+    asked: list[tuple[RunKey, int]] = field(default_factory=list)
 
     def watch(self, key: RunKey) -> None:
         self.watched.append(key)
@@ -54,6 +55,9 @@ class Wanted:
 
     async def decided(self, key: RunKey) -> None:
         return
+
+    def fetch(self, key: RunKey, after_seq: int) -> None:
+        self.asked.append((key, after_seq))
 
 
 class CountingLog(Log):
@@ -214,7 +218,9 @@ async def test_a_trimmed_head_is_announced_and_the_rest_delivered(bench: Bench) 
     assert isinstance(claim, Claim)
     assert claim.lease is not None
     events = [Event(seq, "a", b'"%d"' % seq) for seq in range(101, 111)]
-    assert await bench.log.append([Append(claim.lease, 0, events, {"floor": "100"})]) == [None]
+    assert await bench.log.append(
+        [Append(claim.lease, 0, events, {"floor": "100", "gone": "100", "contiguous": "0"})]
+    ) == [None]
     async with bench.hub.topic(run) as topic:
         subscription = bench.hub.subscribe(topic, 40, WIRE, None)
         notice = await subscription.read_back()

@@ -9,29 +9,23 @@ local last_id = last[1] and last[1][1] or '0-0'
 if last_id ~= ARGV[3] .. '-0' then return 'LOST' end
 local fields = tonumber(ARGV[6])
 local first = 7 + 2 * fields
--- Seqs are compared as text: a Lua number is exact only to 2^53.
-local before = ARGV[3]
+local at = ARGV[3]
 for i = first, #ARGV, 3 do
   local seq = ARGV[i]
-  if #seq < #before or (#seq == #before and seq <= before) then
-    return redis.error_reply('ERR append: seqs must rise: ' .. seq .. ' after ' .. before)
-  end
-  before = seq
+  if not less(at, seq) then return redis.error_reply('ERR append: seqs must rise: ' .. seq .. ' after ' .. at) end
+  at = seq
 end
 
 for i = first, #ARGV, 3 do
   redis.call('XADD', KEYS[1], ARGV[i] .. '-0', 'type', ARGV[i + 1], 'event', ARGV[i + 2])
 end
-redis.call('HSET', KEYS[2], 'last_seq', before)
+redis.call('HSET', KEYS[2], 'last_seq', at)
 for i = 7, first - 1, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
 local cap = tonumber(ARGV[5])
-if redis.call('XLEN', KEYS[1]) > cap then
-  redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', cap)
-  local head = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
-  local floor = tonumber(string.match(head[1][1], '^(%d+)-')) - 1
-  if floor > 0 then redis.call('HSET', KEYS[2], 'floor', string.format('%.0f', floor)) end
+if redis.call('XLEN', KEYS[1]) > cap and redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', cap) > 0 then
+  redis.call('HSET', KEYS[2], 'floor', before(seq_of(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1))))
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
-redis.call('SPUBLISH', KEYS[3], before)
+redis.call('SPUBLISH', KEYS[3], at)
 return 'OK'

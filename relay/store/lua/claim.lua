@@ -41,8 +41,10 @@ redis.call('PEXPIRE', KEYS[2], ARGV[4])
 redis.call('PEXPIRE', KEYS[3], ARGV[4])
 -- Leases that ended an hour ago belong to nobody: an owner that died leaves its member behind.
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now_ms - 3600000)
+local floor = floor_of(KEYS[2], KEYS[3])
+if floor ~= '0' then redis.call('HSET', KEYS[2], 'floor', floor) end  -- known again also if the hash was lost
 if last_seq == '0' then
   -- Nothing is left of the log (or nothing was ever in it): what was said of its head, its start and its end is void.
-  redis.call('HDEL', KEYS[2], 'sealed', 'primed', 'floor', 'contiguous', 'last_seq', 'status')
+  redis.call('HDEL', KEYS[2], 'sealed', 'primed', 'floor', 'gone', 'contiguous', 'last_seq', 'status')
 end
 return {1, fence_text, last_seq, redis.call('HGETALL', KEYS[2])}
