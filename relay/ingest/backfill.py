@@ -96,6 +96,7 @@ class Backfill:
         if not isinstance(taken, Fill):
             self._pause_s = min(taken, self._options.lease_s / 3) + 0.05
             return False
+        self._lowest = max(self._lowest, taken.start)  # what lies before is gone: nobody can be given that
         return self._judge(await self._held(taken))
 
     def _judge(self, outcome: str) -> bool:

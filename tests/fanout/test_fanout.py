@@ -16,6 +16,7 @@ from relay.core.errors import StoreUnavailable
 from relay.core.events import Event
 from relay.core.filters import Types
 from relay.core.ids import RunKey
+from relay.core.window import Slice
 from relay.core.wires import Notice, Wire
 from relay.fanout.hub import Hub
 from relay.fanout.options import FanoutOptions
@@ -23,6 +24,7 @@ from relay.fanout.subscription import Subscription
 from relay.fanout.topic import Topic
 from relay.store.keys import Keys
 from relay.store.log import Append, Claim, Lease, Log, LogState
+from relay.store.old import Fill
 from relay.store.options import RedisOptions, RetentionOptions
 from relay.store.redis import Store
 
@@ -227,6 +229,109 @@ async def test_a_trimmed_head_is_announced_and_the_rest_delivered(bench: Bench) 
         assert isinstance(notice, Notice)
         assert (notice.type, notice.id, notice.data["from_seq"], notice.data["to_seq"]) == ("relay.reset", 100, 41, 100)
         assert await read_all(bench, topic, subscription.cursor, 110) == list(range(101, 111))
+
+
+async def trim(bench: Bench, run: RunKey, floor: int) -> None:
+    """As the append script does it at the cap."""
+    log, state = bench.log.keys.log(run), bench.log.keys.run(run)
+    await bench.store.run("t", [("XTRIM", log, "MINID", f"{floor + 1}-0"), ("HSET", state, "floor", str(floor))])
+
+
+async def refill(bench: Bench, run: RunKey, cursor: int, upto: int) -> Fill:
+    """What whoever fills reads from an upstream whose events are those of `Bench.write`."""
+    fill = await bench.log.old.take(run, cursor)
+    assert isinstance(fill, Fill)
+    events = [Event(seq, "a" if seq % 2 else "b", b'"x%d"' % seq) for seq in range(fill.upto + 1, upto + 1)]
+    return await bench.log.old.write(fill, events)
+
+
+async def test_readers_of_a_trimmed_head_ask_once_and_read_along_while_it_is_fetched(bench: Bench) -> None:
+    run = key()
+    await bench.write(run, 400)
+    await trim(bench, run, 300)
+    async with bench.hub.topic(run) as topic:
+        cursors = [50, 50, 50, 120, 299, 300, 350]
+        readers = [asyncio.ensure_future(read_all(bench, topic, cursor, 450)) for cursor in cursors]
+        for upto in (100, 130, 299, 300):
+            await asyncio.sleep(0.1)
+            fill = await refill(bench, run, 50, upto)
+            await bench.log.old.give_up(fill)
+        await bench.write(run, 450)
+        for reader, cursor in zip(readers, cursors, strict=True):
+            assert await reader == list(range(cursor + 1, 451))
+        assert {one for one, _ in bench.wanted.asked} == {run}
+        assert min(cursor for _, cursor in bench.wanted.asked) == 50
+        assert max(cursor for _, cursor in bench.wanted.asked) == 299
+
+
+async def test_a_crowd_that_waits_for_a_trimmed_head_asks_redis_once_a_second(bench: Bench) -> None:
+    run = key()
+    await bench.write(run, 200)
+    await trim(bench, run, 100)
+    async with bench.hub.topic(run) as topic:
+        readers = [asyncio.ensure_future(read_all(bench, topic, 10, 220)) for _ in range(100)]
+        for upto in range(201, 221):
+            await asyncio.sleep(0.02)
+            await bench.write(run, upto)  # each wakes everybody who waits
+        assert len(bench.wanted.asked) <= 2
+        await refill(bench, run, 10, 100)
+        assert all(seen == list(range(11, 221)) for seen in await asyncio.gather(*readers))
+
+
+async def test_a_head_trimmed_before_it_was_published_leaves_no_hole_in_the_window(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The follower comes late, and the log has moved on: what it missed is fetched again for who was there before."""
+    run = key()
+    await bench.write(run, 100)
+    async with bench.hub.topic(run) as topic:
+        assert await read_all(bench, topic, 90, 100) == list(range(91, 101))
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.hub._follower, "_publish", lambda topics, since: asyncio.sleep(0))
+            await bench.write(run, 300)
+            await trim(bench, run, 250)
+            await asyncio.sleep(0.1)
+        reader = asyncio.ensure_future(read_all(bench, topic, 100, 310))
+        await bench.write(run, 310)
+        async with asyncio.timeout(5):
+            while not bench.wanted.asked:
+                await asyncio.sleep(0.01)
+        assert topic.window.floor >= 250
+        await refill(bench, run, 100, 250)
+        assert await reader == list(range(101, 311))
+
+
+async def test_what_was_fetched_and_lost_again_upstream_is_read_before_the_reset(bench: Bench) -> None:
+    run = key()
+    await bench.write(run, 100)
+    await trim(bench, run, 80)
+    async with bench.hub.topic(run) as topic:
+        fill = await refill(bench, run, 0, 30)
+        fill = await bench.log.old.write(fill, upto=50, gone=50)
+        await bench.log.old.write(fill, [Event(seq, "a", b'"x%d"' % seq) for seq in range(51, 81)])
+        subscription = bench.hub.subscribe(topic, 0, WIRE, None)
+        topic.mean_bytes = 1.0  # one page each
+        seen = [await subscription.read_back() for _ in range(3)]
+        assert isinstance(seen[0], Slice)
+        assert (seen[0].upto, seen[0].sent) == (30, 30)
+        assert isinstance(seen[1], Notice)
+        assert seen[1].data == {"from_seq": 31, "to_seq": 50, "reason": "trimmed"}
+        assert isinstance(seen[2], Slice)
+        assert (seen[2].upto, seen[2].sent) == (80, 30)
+
+
+async def test_it_is_waited_for_what_lies_behind_a_cursor_but_not_for_ever(bench: Bench) -> None:
+    run = key()
+    await bench.write(run, 100)
+    await trim(bench, run, 80)
+    async with bench.hub.topic(run) as topic:
+        assert await bench.hub.reachable(topic, 80, 0.2)
+        assert await bench.hub.reachable(topic, 100, 0.2)
+        assert not await bench.hub.reachable(topic, 10, 0.2)
+        waiting = asyncio.ensure_future(bench.hub.reachable(topic, 10, 5.0))
+        await asyncio.sleep(0.05)
+        await refill(bench, run, 10, 12)
+        assert await waiting
 
 
 async def test_a_run_is_wanted_while_it_is_watched_and_only_then(bench: Bench) -> None:

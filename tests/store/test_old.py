@@ -288,6 +288,10 @@ async def test_it_starts_behind_what_is_known_to_be_gone(bench: Bench) -> None:
     assert await bench.where(0) == ("gone", [30])
     fill = await bench.taken(10)
     assert (fill.start, fill.upto) == (30, 30)
+    fill = await bench.one.old.write(fill, events(*range(31, 41)))
+    await bench.one.old.give_up(fill)
+    again = await bench.taken(10, bench.other)  # who asks for more than there is does not make it start anew
+    assert (again.start, again.upto) == (30, 40)
 
 
 async def test_it_is_extended_when_the_log_is_trimmed_further(bench: Bench) -> None:

@@ -141,7 +141,7 @@ class Viewer:
                 response.close()
 
     async def _aiohttp(self, session: aiohttp.ClientSession, patience: int | None) -> None:
-        url = f"{self.url}?after_seq={self.cursor}"
+        url = f"{self.url}{'&' if '?' in self.url else '?'}after_seq={self.cursor}"
         async with session.ws_connect(url, heartbeat=20, max_msg_size=0) as socket:
             async for message in socket:
                 if message.type is aiohttp.WSMsgType.TEXT:
@@ -152,7 +152,7 @@ class Viewer:
             self._closed(socket.close_code)
 
     async def _websockets(self, session: aiohttp.ClientSession, patience: int | None) -> None:
-        url = self.url.replace("http://", "ws://") + f"?after_seq={self.cursor}"
+        url = self.url.replace("http://", "ws://") + f"{'&' if '?' in self.url else '?'}after_seq={self.cursor}"
         # A client that leaves in the middle of a burst has stopped reading and never sees our close: it waits in vain.
         async with connect(url, max_size=None, compression=None, proxy=None, close_timeout=0.1) as socket:
             try:
