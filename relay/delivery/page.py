@@ -33,8 +33,9 @@ async def page(hub: Hub, topic: Topic, cursor: int, *, limit: int, types: Types 
         left = began + (max(wait_s, _PATIENCE_S) if missing else wait_s) - time.monotonic()
         if found.events or ended or left <= 0:
             return found.json(ended=ended)
-        if missing or topic.last_seq <= found.cursor:  # else something came while we read
-            await topic.changed(min(left, 0.5) if missing else left)
+        if topic.last_seq > found.cursor:  # something came while we read, or something is being brought back
+            left = min(left, 0.5 if missing else 0.05)
+        await topic.changed(left)
 
 
 class _Found:

@@ -29,6 +29,8 @@ _EVENTS = 512
 """Most events of one page, and of one XRANGE."""
 _AGAIN_S = 0.9
 """For how long nobody looks again behind a cursor where nothing was, unless something is fetched meanwhile."""
+_UNREACHABLE = 1024
+"""Most cursors of one run for which that is remembered."""
 _SLICES = 2
 """How many wires' bytes a page keeps."""
 
@@ -106,11 +108,12 @@ class History:
         done = self._reading[at] = asyncio.Event()
         try:
             most = max(4, min(_EVENTS, int(self._page_bytes / topic.mean_bytes)))
+            unreachable = topic.unreachable  # a new one as soon as something is fetched: what we hear may be older
             found = await self.read(topic, cursor, most)
             if found.where == "gone":
                 return Gone(found.gone)
-            if found.where == "missing":
-                topic.cannot_reach(cursor, time.monotonic() + _AGAIN_S)
+            if found.where == "missing" and len(unreachable) < _UNREACHABLE:
+                unreachable[cursor] = time.monotonic() + _AGAIN_S
             if not found.events:
                 return None
             page = Page(found.events)

@@ -16,9 +16,6 @@ from relay.core.ids import RunKey
 from relay.core.window import Window
 from relay.store.log import LogState
 
-_UNREACHABLE = 1024
-"""Most cursors remembered at which readers wait for a trimmed head."""
-
 
 class Live(Protocol):
     """A stream at the live edge."""
@@ -84,14 +81,9 @@ class Topic:
         self.window = Window(floor)
         self.announce()
 
-    def cannot_reach(self, cursor: int, until: float) -> None:
-        if len(self.unreachable) >= _UNREACHABLE:
-            self.unreachable.clear()
-        self.unreachable[cursor] = until
-
     def fetched(self) -> None:
         """Something of the trimmed head was fetched again: wake who waits for it. The live streams do not."""
-        self.unreachable.clear()
+        self.unreachable = {}
         self._wake()
 
     async def refresh(self) -> None:

@@ -38,8 +38,10 @@ _AT_ONCE: Final = 8
 """Most heads one process reads at once: they must not crowd out the live runs."""
 _AGAIN_S: Final = 1.0
 """Between two fills of one run: a reader who is as slow as the log is trimmed asks again and again."""
+_LOOK_UP_S: Final = 1.0
+"""How long a silent read goes on before it is seen whether it is still needed."""
 _DONE: Final = ("full", "lost")
-_PROGRESS: Final = ("full", "lost", "more", "lower")
+_PROGRESS: Final = ("full", "lost", "more", "lower", "unasked")
 """Outcomes of one read after which the next one, if any, needs no patience."""
 
 
@@ -143,10 +145,10 @@ class Backfill:
         if not self._upstream.provider.durable_seq:
             await read.lost()  # it does not number durably: what it would give now are other events
             return "lost"
-        ending = await read.once(lambda: self._lowest is not None and self._lowest < read.fill.start)
+        ending = await read.once(self._enough)
         if read.events:
             self._looks = 0
-        if ending.reason in ("full", "lower"):
+        if ending.reason in ("full", "lower", "unasked"):
             return ending.reason
         if read.events and ending.reason == "eof":
             return "more"  # it ended in between, properly: that alone says nothing
@@ -157,6 +159,12 @@ class Backfill:
             return "lost"
         self._failed(self._patience_s(ending))
         return ending.reason
+
+    def _enough(self, fill: Fill) -> str:
+        """Why a read should end early; empty if it should not."""
+        if self._lowest is not None and self._lowest < fill.start:
+            return "lower"  # somebody needs what lies before
+        return "" if self.wanted else "unasked"
 
     async def _nothing(self, ending: Ending) -> bool:
         """Whether the upstream said that it does not have (any more) what the log was trimmed of."""
@@ -189,17 +197,17 @@ class _Read:
         self._event_bytes = event_bytes
         self._run = Run(fill.key.run_id, last_seq=fill.upto, contiguous=False)
 
-    async def once(self, enough: Callable[[], bool]) -> Ending:
-        """Read until `old` reaches the log (full), somebody needs what lies before it (lower), or the stream ends."""
+    async def once(self, enough: Callable[[Fill], str]) -> Ending:
+        """Read until `old` reaches the log (full), it is `enough` for another reason, or the stream ends."""
         source = self._source(self.fill.upto)
-        async with aclosing(source.batches()) as batches:
+        async with aclosing(source.batches(lambda: _LOOK_UP_S)) as batches:
             async for drafts in batches:
                 if drafts and not await self._take(drafts):
                     return Ending("unclear")
                 if self.fill.full:
                     return Ending("full")
-                if enough():
-                    return Ending("lower")
+                if why := enough(self.fill):
+                    return Ending(why)
         return source.ending
 
     async def lost(self) -> None:

@@ -24,6 +24,7 @@ from relay.store.keys import Keys
 from relay.store.log import Append, Claim, Log
 from relay.store.options import RedisOptions, RetentionOptions
 from relay.store.redis import Store
+from tests.support import upstream_faults as faults
 from tests.support.upstream import ScriptedUpstream
 
 OPTIONS = IngestOptions(backoff_base_s=0.01, backoff_cap_s=0.05, connect_timeout_s=2.0, stall_s=2.0)
@@ -96,6 +97,57 @@ async def test_it_stops_when_nobody_asks_any_more(
         await filling.run()
     assert not filling.wanted
     await upstream.accept()
+
+
+async def test_a_read_that_nobody_needs_any_more_ends_and_the_next_one_goes_on_from_there(
+    log: Log, upstream: ScriptedUpstream, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill_module, "_UNASKED_S", 0.3)
+    monkeypatch.setattr(backfill_module, "_LOOK_UP_S", 0.1)
+    run_id = a_run(upstream, 3000)
+    await trimmed(log, run_id, 2900, 3000)
+    upstream.fault(faults.stall(after_events=700), run_id)
+    filling = backfill(log, upstream, session, run_id)
+    filling.ask(0)
+    async with asyncio.timeout(1.5):  # the upstream would only be given up after two seconds of silence
+        await filling.run()
+    assert await upto(log, run_id) == 700
+    filling.ask(700)
+    await filling.run()
+    assert await upto(log, run_id) >= 2900
+    assert [one.query["after_seq"] for one in upstream.requests] == ["0", "700"]
+
+
+async def upto(log: Log, run_id: str) -> int:
+    return (await log.old.behind(RunKey("main", run_id), 0, 5000)).events[-1].seq
+
+
+async def test_a_pruned_head_is_looked_at_from_the_middle_too(
+    log: Log, upstream: ScriptedUpstream, session: aiohttp.ClientSession
+) -> None:
+    run_id = a_run(upstream, 500)
+    await trimmed(log, run_id, 400, 500)
+    upstream.prune(run_id, 250)
+    filling = backfill(log, upstream, session, run_id)
+    filling.ask(100)
+    await filling.run()
+    found = await log.old.behind(RunKey("main", run_id), 100, 10)
+    assert (found.where, found.gone) == ("gone", 250)
+    assert [e.seq for e in (await log.old.behind(RunKey("main", run_id), 250, 3)).events] == [251, 252, 253]
+
+
+async def test_a_pruned_head_beyond_the_floor_takes_nothing_from_the_log(
+    log: Log, upstream: ScriptedUpstream, session: aiohttp.ClientSession
+) -> None:
+    run_id = a_run(upstream, 500)
+    await trimmed(log, run_id, 400, 500)
+    upstream.prune(run_id, 450)
+    filling = backfill(log, upstream, session, run_id)
+    filling.ask(100)
+    await filling.run()
+    found = await log.old.behind(RunKey("main", run_id), 100, 10)
+    assert (found.where, found.gone) == ("gone", 400)
+    assert [e.seq for e in (await log.old.behind(RunKey("main", run_id), 400, 2)).events] == [401, 402]
 
 
 async def test_who_came_for_a_lower_cursor_makes_it_start_anew_in_the_middle(

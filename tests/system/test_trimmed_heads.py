@@ -174,7 +174,6 @@ async def test_readers_that_come_and_go_while_the_run_outruns_its_log(
             await people.ended()
             people.check(upstream.truth(run_id))
         assert upstream.max_following(run_id) == 1
-        assert upstream.counters(run_id)["max_draining"] <= 1
 
 
 # ── readers who do not follow ───────────────────────────────────────────────────────────────────────────────────────
@@ -318,7 +317,6 @@ async def test_an_upstream_in_chaos_costs_nobody_an_event(
                 people.join(KINDS[i % 4], chance=random.Random(seed + i))
             await people.ended(90)
             people.check(upstream.truth(run_id))
-        assert upstream.counters(run_id)["max_draining"] <= 1
 
 
 async def test_a_refusal_is_tried_again_with_patience(upstream: ScriptedUpstream, redis_url: str) -> None:
