@@ -112,6 +112,7 @@ async def test_a_read_that_nobody_needs_any_more_ends_and_the_next_one_goes_on_f
     async with asyncio.timeout(1.5):  # the upstream would only be given up after two seconds of silence
         await filling.run()
     assert await upto(log, run_id) == 700
+    monkeypatch.setattr(backfill_module, "_UNASKED_S", 10.0)
     filling.ask(700)
     await filling.run()
     assert await upto(log, run_id) >= 2900

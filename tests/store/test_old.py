@@ -225,6 +225,20 @@ async def test_a_right_given_up_is_free_at_once(bench: Bench) -> None:
     assert (await bench.taken(log=bench.other)).upto == 2
 
 
+async def test_a_right_that_ends_too_late_is_pulled_back(redis_url: str) -> None:
+    """Redis' clock was set back, and its filler is dead: nobody waits longer for that."""
+    bench = await _bench(redis_url, lease_s=0.1)
+    await bench.trimmed()
+    await bench.taken()
+    now_s = bench.raw.time()[0]
+    bench.raw.hset(bench.one.keys.fill(KEY), "until", str((now_s + 3600) * 1000))
+    assert await bench.other.old.take(KEY, 0) == 0.1
+    await asyncio.sleep(0.15)
+    await bench.taken(log=bench.other)
+    await bench.store.close()
+    bench.raw.close()
+
+
 @pytest.mark.parametrize("prev", [0, 2, 4, 99])
 async def test_a_write_that_does_not_continue_what_is_there_is_refused_whole(bench: Bench, prev: int) -> None:
     await bench.trimmed()

@@ -6,7 +6,14 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('HEXISTS', KEYS[4], 'fence') == 0 then return {'LOST'} end
 local held = redis.call('HMGET', KEYS[1], 'token', 'until')
-if held[1] and held[1] ~= ARGV[1] and tonumber(held[2]) > now_ms then return {'HELD', tonumber(held[2]) - now_ms} end
+if held[1] and held[1] ~= ARGV[1] and tonumber(held[2]) > now_ms then
+  local left_ms = tonumber(held[2]) - now_ms
+  if left_ms > 4 * ARGV[2] then  -- the clock was set back: see scan
+    left_ms = tonumber(ARGV[2])
+    redis.call('HSET', KEYS[1], 'until', string.format('%.0f', now_ms + left_ms))
+  end
+  return {'HELD', left_ms}
+end
 local floor = floor_of(KEYS[4], KEYS[3])
 local gone = redis.call('HGET', KEYS[4], 'gone') or '0'
 local cursor = less(ARGV[4], gone) and gone or ARGV[4]  -- nobody needs to ask for what nobody has
