@@ -242,6 +242,7 @@ async def test_who_does_not_follow_is_told_not_now_while_the_upstream_is_away(
         (page,) = await pages(relay, run_id, "limit=1000", after_seq=floor)
         assert page["ended"] is True  # what the log has needs no upstream
         await upstream.accept()
+        monkeypatch.undo()  # it is tried again every two seconds: now there is time for that
         turned = await pages(relay, run_id)
         assert sum(len(page["events"]) for page in turned) == SIZE + 1
 
