@@ -20,7 +20,10 @@ Record = Callable[[dict[str, Any]], None]
 
 
 class ScriptNames:
-    """Which script a SHA is: told by the first line of its text, so that an edited script is still recognised."""
+    """Which script a SHA is: told by the first line of its file, so that an edited script is still recognised.
+
+    Where several files were joined, the last one is what the script does; those before it are shared functions.
+    """
 
     def __init__(self, tree: Path) -> None:
         self._first: dict[bytes, str] = {}
@@ -29,7 +32,7 @@ class ScriptNames:
         self._known: dict[bytes, str] = {}
 
     def loading(self, text: bytes) -> str | None:
-        return self._first.get(text.split(b"\n", 1)[0])
+        return next((self._first[line] for line in reversed(text.split(b"\n")) if line in self._first), None)
 
     def learn(self, sha: object, name: str | None) -> None:
         if name is not None and isinstance(sha, bytes):

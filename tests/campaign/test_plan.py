@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from relay.store.redis import SCRIPTS, Script
 from tests.campaign.plan import CLOCKS, HEAVY, LIGHT, MEASURED, schedule
+from tests.campaign.taps import ScriptNames
+from tests.support.upstream_client import ROOT
 
 
 def test_the_same_seed_gives_the_same_schedule() -> None:
@@ -28,3 +31,8 @@ def test_measured_takeovers_get_quiet() -> None:
 
 def test_where_no_clock_can_jump_none_is_planned() -> None:
     assert not {round.kind for round in schedule(1, 2000, without=CLOCKS)} & set(CLOCKS)
+
+
+def test_the_tap_knows_every_script_by_its_text() -> None:
+    names = ScriptNames(ROOT)
+    assert {name: names.loading(Script(name).text.encode()) for name in SCRIPTS} == {name: name for name in SCRIPTS}
