@@ -249,7 +249,7 @@ async def test_a_loss_on_the_wire_is_healed(upstream: ScriptedUpstream, redis_ur
         async with crowd(relay.events(run_id)) as people:
             people.join_all()
             await people.all_saw(lambda viewer: viewer.cursor == 10)
-            await upstream.until(lambda: upstream.following(run_id) == 1)
+            await upstream.until(lambda: any(follower.resting for follower in upstream.traffic.followers(run_id)))
             drains = upstream.drains(run_id)
             (follower,) = upstream.traffic.followers(run_id)
             run = upstream.run(run_id)
