@@ -118,6 +118,13 @@ class UpstreamError(RelayError):
     code = "upstream.error"
 
 
+class Unsupported(RelayError):
+    """The upstream has no such call. Trying again is useless until it gets one."""
+
+    status = 501
+    code = "upstream.unsupported"
+
+
 class UpstreamUnavailable(RelayError):
     """The upstream cannot be reached or says it is overloaded; try again."""
 

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from relay.core.errors import (
-    Conflict,
-    Forbidden,
-    InvalidRequest,
-    NotFound,
-    RelayError,
-    TooLarge,
-    TooManyRequests,
-    UpstreamError,
-    UpstreamUnavailable,
-)
+from relay.core.errors import RelayError, UpstreamError
 from relay.core.ids import is_id
+from relay.providers.refusal import refused
 
 STATUS: Final = {
     "queued": "queued",
@@ -30,19 +20,6 @@ STATUS: Final = {
 }
 """Arkloop status -> native status. An unknown one is shown as running (with `raw_status`): never a guessed end."""
 
-_ERRORS: Final[dict[int, type[RelayError]]] = {
-    400: InvalidRequest,
-    403: Forbidden,
-    404: NotFound,
-    409: Conflict,
-    413: TooLarge,
-    422: InvalidRequest,
-    429: TooManyRequests,
-    502: UpstreamUnavailable,
-    503: UpstreamUnavailable,
-    504: UpstreamUnavailable,
-}
-_CODE = re.compile(r"[a-z0-9_]{1,40}(\.[a-z0-9_]{1,40}){0,3}", re.ASCII)
 _NULLABLE: Final = (
     "thread_id",
     "model",
@@ -105,24 +82,11 @@ def _items(answer: object) -> list[Any]:
 
 def refusal(status: int, headers: Mapping[str, str], answer: object) -> RelayError:
     envelope = answer if isinstance(answer, dict) else {}
-    message = str(envelope.get("message") or f"the upstream answered {status}")[:500]
-    code = envelope.get("code")
-    if status == 401:
-        # It is our service token that was refused, not the caller's: never pass that on as the caller's fault.
-        return UpstreamError("the upstream refused the relay's credentials", code="upstream.unauthorized")
-    kind = _ERRORS.get(status)
-    if kind is None:
-        return UpstreamError(message, code="upstream.error", details={"upstream_status": status})
-    if not isinstance(code, str) or not _CODE.fullmatch(code):
-        code = kind.code
-    return kind(message, code=code, details=_details(envelope), retry_after_s=_retry_after(headers))
+    return refused(
+        status, headers, message=envelope.get("message"), code=envelope.get("code"), details=_details(envelope)
+    )
 
 
 def _details(envelope: Mapping[str, Any]) -> dict[str, Any] | None:
     details = envelope.get("details")
     return details if isinstance(details, dict) else None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    text = headers.get("Retry-After", "")
-    return min(float(text), 3600.0) if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) else None

@@ -1,0 +1,1 @@
+"""SeekrFlow: threads and runs, Vercel or legacy chunks, no seq, no resume (docs/upstreams/seekrflow.md)."""

@@ -1,0 +1,193 @@
+"""Runs as the SeekrFlow and Assistants systems describe them -> native runs and snapshots (table D of their reference)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from relay.core.errors import UpstreamError
+from relay.core.events import decode
+from relay.core.ids import is_id
+from relay.core.observed import Call, Snapshot
+from relay.core.times import rfc3339, unix
+
+_TIMES: Final = ("created_at", "started_at", "completed_at", "failed_at", "cancelled_at", "expires_at")
+_STAMPS: Final = {"cancelled_at": "cancelled", "failed_at": "failed", "completed_at": "completed"}
+"""Which timestamp speaks of which end, the strongest word first (C1, polling mode)."""
+_NATIVE: Final[tuple[str, ...]] = (
+    "org_id",
+    "persona_id",
+    "total_cost_usd",
+    "cache_hit_rate",
+    "credits_used",
+    "created_by_user_id",
+    "created_by_user_name",
+    "created_by_email",
+)
+"""Fields of a native run these systems do not know."""
+_RENAMED: Final = {
+    "id": "run_id",
+    "meta_data": "metadata",
+    "assistant_id": "agent_id",
+    "max_completion_tokens": "max_output_tokens",
+    "max_prompt_tokens": "max_input_tokens",
+}
+
+
+def native_run(answer: object, statuses: Mapping[str, str]) -> dict[str, Any]:
+    """`statuses`: the system's status -> ours. An unknown one is shown as running: never a guessed end."""
+    if not isinstance(answer, dict):
+        raise UpstreamError("the upstream's answer is not a run")
+    run_id = run_id_of(answer)
+    raw = answer.get("status")
+    raw = raw if isinstance(raw, str) else ""
+    renamed: dict[str, Any] = {_RENAMED.get(str(name), str(name)): value for name, value in answer.items()}
+    unknown: dict[str, Any] = dict.fromkeys(_NATIVE)
+    run: dict[str, Any] = {
+        **unknown,
+        **renamed,
+        **{name: rfc3339(answer.get(name)) for name in _TIMES},
+        "run_id": run_id,
+        "thread_id": _thread_id(answer),
+        "agent_id": _text(renamed.get("agent_id")),
+        "status": statuses.get(raw, "running"),
+        "raw_status": raw,
+        "model": _text(answer.get("model")),
+        "instructions": _text(answer.get("instructions")),
+        "metadata": _object(renamed.get("metadata")) or {},
+        "tools": answer["tools"] if isinstance(answer.get("tools"), list) else [],
+        "usage": _usage(answer.get("usage")),
+        "error": _error(answer, raw),
+        "required_action": _object(answer.get("required_action")),
+    }
+    return run | _derived(run)
+
+
+def run_id_of(answer: Mapping[str, Any]) -> str:
+    """`id`, or `run_id` as SeekrFlow's create and cancel answers have it."""
+    for name in ("run_id", "id"):
+        found = answer.get(name)
+        if isinstance(found, str) and is_id(found):
+            return found
+    raise UpstreamError("the upstream's answer names no run")
+
+
+def list_of(answer: object, what: str) -> list[Any]:
+    """The items of a bare array, or of a list envelope."""
+    items = answer.get("data") if isinstance(answer, dict) else answer
+    if not isinstance(items, list):
+        raise UpstreamError(f"the upstream's answer is not a list of {what}")
+    return items
+
+
+def snapshot_of(run: Mapping[str, Any], statuses: Mapping[str, str]) -> Snapshot:
+    stamped = next((status for name, status in _STAMPS.items() if run.get(name)), None)
+    return Snapshot(
+        status=run["status"],
+        raw_status=run["raw_status"],
+        known=run["raw_status"] in statuses,
+        created_at=run["created_at"],
+        started_at=run["started_at"],
+        ended_at=run["ended_at"],
+        stamped=stamped,
+        usage=run["usage"],
+        error=run["error"],
+        calls=_required_calls(run["required_action"]),
+    )
+
+
+def call_of(item: object) -> Call | None:
+    """A tool call as `required_action` and run steps write it; None for what has no id."""
+    if not isinstance(item, dict) or not isinstance(item.get("id"), str) or not item["id"]:
+        return None
+    kind = item.get("type") if isinstance(item.get("type"), str) else "function"
+    body = item.get(str(kind))
+    body = body if isinstance(body, dict) else {}
+    if kind != "function":
+        return Call(item["id"], str(kind), body.get("input", body), {"tool_type": kind})
+    name = body.get("name")
+    parsed, data = arguments_of(body.get("arguments"))
+    return Call(item["id"], name if isinstance(name, str) else "", parsed, data)
+
+
+def arguments_of(given: object) -> tuple[Any, dict[str, Any]]:
+    """Arguments as a value, and the text they came as beside it."""
+    if not isinstance(given, str):
+        return given, {}
+    try:
+        return decode(given.encode("utf-8", "surrogatepass")), {"arguments_json": given}
+    except ValueError:
+        return given, {"arguments_json": given}
+
+
+def text_of(content: object) -> list[tuple[int, str]]:
+    """The texts of a message's content, each with its index: a plain string, or a list of typed parts."""
+    if isinstance(content, str):
+        return [(0, content)]
+    found = []
+    for index, part in enumerate(content if isinstance(content, list) else []):
+        text = part.get("text") if isinstance(part, dict) else part
+        if isinstance(text, dict):
+            text = text.get("value")
+        if isinstance(text, str):
+            found.append((index, text))
+    return found
+
+
+# --- fields ----------------------------------------------------------------------------------------------------------
+def _thread_id(answer: Mapping[str, Any]) -> str | None:
+    found = answer.get("thread_id")
+    return found if isinstance(found, str) and is_id(found) else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _object(value: object) -> dict[str, Any] | None:
+    return value if isinstance(value, dict) else None
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def _usage(given: object) -> dict[str, Any] | None:
+    if not isinstance(given, dict):
+        return None
+    return {
+        "input_tokens": _count(given.get("prompt_tokens")),
+        "output_tokens": _count(given.get("completion_tokens")),
+        "total_tokens": _count(given.get("total_tokens")),
+    }
+
+
+def _error(answer: Mapping[str, Any], raw: str) -> dict[str, Any] | None:
+    given = answer.get("last_error")
+    if isinstance(given, dict):
+        return {"code": _text(given.get("code")), "message": _text(given.get("message"))}
+    if raw == "incomplete":
+        details = _object(answer.get("incomplete_details")) or {}
+        return {"code": f"incomplete:{_text(details.get('reason')) or 'unknown'}", "message": None}
+    return {"code": "expired", "message": None} if raw == "expired" else None
+
+
+def _required_calls(action: object) -> tuple[Call, ...]:
+    submit = action.get("submit_tool_outputs") if isinstance(action, dict) else None
+    calls = submit.get("tool_calls") if isinstance(submit, dict) else None
+    made = [call_of(item) for item in (calls if isinstance(calls, list) else [])]
+    return tuple(call for call in made if call is not None)
+
+
+def _derived(run: Mapping[str, Any]) -> dict[str, Any]:
+    ended_at = next((run[name] for name in _STAMPS if run[name]), None)
+    if ended_at is None and run["raw_status"] == "expired":
+        ended_at = run["expires_at"]
+    began, ended = unix(run["started_at"] or run["created_at"]), unix(ended_at)
+    usage = run["usage"] or {}
+    return {
+        "ended_at": ended_at,
+        "duration_ms": max(0, round((ended - began) * 1000)) if began is not None and ended is not None else None,
+        "total_input_tokens": usage.get("input_tokens"),
+        "total_output_tokens": usage.get("output_tokens"),
+    }
