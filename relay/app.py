@@ -29,8 +29,10 @@ from relay.delivery.pulse import Pulse
 from relay.fanout.hub import Hub
 from relay.ingest.discovery import Discovery
 from relay.ingest.ingestor import Ingestor
+from relay.ingest.options import UpstreamOptions
+from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.upstream import Upstream
-from relay.providers import PROVIDERS
+from relay.providers import OWN_SEQ, PROVIDERS
 from relay.settings import Settings, masked
 from relay.store.findings import Findings
 from relay.store.keys import Keys
@@ -104,6 +106,7 @@ class App:
                 self._log, upstreams, self.settings.ingest, event_bytes=self.settings.limits.event_bytes
             )
             hub = Hub(self._store, self._log, ingestor, self.settings.fanout)
+            ingestor.shown = hub.shown
             health = self.health = Health(self._store, hub, ingestor, lambda: masked(self.settings))
             admit = Admit(self.settings.server, self.settings.auth, self._tokens)
             if self._listeners is None:
@@ -152,28 +155,36 @@ class App:
                     await stop.wait()
         return False
 
-    def _upstreams(self, session: aiohttp.ClientSession) -> dict[str, Upstream]:
-        return {
-            options.name: Upstream(options, PROVIDERS[options.provider], session, self.settings.ingest)
-            for options in self.settings.upstreams
-        }
+    def _upstreams(self, session: aiohttp.ClientSession) -> dict[str, Upstream | OwnUpstream]:
+        return {options.name: self._upstream(options, session) for options in self.settings.upstreams}
+
+    def _upstream(self, options: UpstreamOptions, session: aiohttp.ClientSession) -> Upstream | OwnUpstream:
+        if options.provider in PROVIDERS:
+            return Upstream(options, PROVIDERS[options.provider], session, self.settings.ingest)
+        return OwnUpstream(options, OWN_SEQ[options.provider], session, self.settings.ingest)
 
     async def _serve_admin(self, stack: AsyncExitStack, admit: Admit, health: Health) -> None:
         server = self.settings.server
         admin = door.build(routes.admin(health), admit, body_bytes=self.settings.limits.body_bytes)
         self.admin_address = await self._listen(stack, admin, "server.admin", server.admin_host, server.admin_port)
 
-    def _discovery(self, upstreams: dict[str, Upstream]) -> Discovery:
+    def _discovery(self, upstreams: dict[str, Upstream | OwnUpstream]) -> Discovery:
         lease_s, live_s = self.settings.ingest.lease_s, self.settings.retention.live_s
         findings = {
             options.name: Findings(self._store, self._keys, options.name, lease_s=lease_s, live_s=live_s)
             for options in self.settings.upstreams
             if options.discover
         }
-        return Discovery(upstreams, findings, self._log, self.settings.ingest)
+        listing = {name: upstream for name, upstream in upstreams.items() if isinstance(upstream, Upstream)}
+        return Discovery(listing, findings, self._log, self.settings.ingest)
 
     async def _serve(
-        self, stack: AsyncExitStack, admit: Admit, upstreams: dict[str, Upstream], hub: Hub, ingestor: Ingestor
+        self,
+        stack: AsyncExitStack,
+        admit: Admit,
+        upstreams: dict[str, Upstream | OwnUpstream],
+        hub: Hub,
+        ingestor: Ingestor,
     ) -> None:
         server = self.settings.server
         directory = Directory(upstreams, self._log, hub)

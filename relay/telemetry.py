@@ -80,6 +80,20 @@ LOOKS = _counter(
     "upstream",
     "outcome",
 )
+UPSTREAM_ODD = _counter(
+    "relay_upstream_odd_total",
+    "Words of an upstream without seq that made no sense and were left out, by kind.",
+    "upstream",
+    "what",
+)
+GENERATIONS = _counter(
+    "relay_log_generations_total", "Own-seq logs that lost rows and were begun again above every seq.", "upstream"
+)
+CONTRADICTIONS = _counter(
+    "relay_text_contradictions_total",
+    "Text parts an upstream told differently from before (message.reset).",
+    "upstream",
+)
 PUMP_CRASHES = _counter("relay_pump_crashes_total", "Pumps that died of an unexpected error and were started again.")
 
 HEAD_FILLS = _counter(

@@ -46,8 +46,16 @@ class _Found:
         """Behind what was looked at."""
         self.events: list[Event] = []
         self.size = 0
+        self.reason = "trimmed"
         self.missed: tuple[int, int] | None = None
         """Events that can no longer be had, before those of the page."""
+
+    def skip(self, upto: int, reason: str) -> None:
+        """Go on behind what cannot be had; who has seen nothing of what was rewritten need not be told of it."""
+        if self.cursor or reason != "rewritten":
+            self.missed = (self.missed[0] if self.missed else self.cursor + 1, upto)
+            self.reason = reason
+        self.cursor = upto
 
     def take(self, events: Sequence[Event], limit: int, types: Types | None) -> bool:
         """Those that pass the filter, up to the bounds of a page; whether it is full."""
@@ -63,20 +71,21 @@ class _Found:
     def json(self, *, ended: bool) -> bytes:
         tail: dict[str, object] = {"next_after_seq": self.cursor, "ended": ended}
         if self.missed is not None:
-            tail["reset"] = reset(*self.missed, "trimmed").data
+            tail["reset"] = reset(*self.missed, self.reason).data
         return b'{"events":[%b],%b' % (b",".join([event.json for event in self.events]), encode(tail)[1:])
 
 
 async def _collect(hub: Hub, topic: Topic, found: _Found, limit: int, types: Types | None) -> bool:
     """Fill the page; true if what comes next has to be fetched first."""
+    if topic.state.rewritten(found.cursor):
+        found.skip(topic.state.generation - 1, "rewritten")
     while True:
         most = max(1, min(limit, int(_PAGE_BYTES / topic.mean_bytes)))
         behind = await hub.read(topic, found.cursor, most)
         if behind.where == "gone":
             if found.events:
                 return False  # said at the beginning of the next page, where it belongs
-            found.missed = (found.missed[0] if found.missed else found.cursor + 1, behind.gone)
-            found.cursor = behind.gone
+            found.skip(behind.gone, "trimmed")
         elif found.take(behind.events, limit, types):
             return False
         elif not behind.events or found.cursor >= max(topic.last_seq, topic.state.last_seq):

@@ -66,6 +66,11 @@ class Hub:
         topic = self._topics.get(key)
         return topic is not None and topic.ready.is_set() and topic.last_seq > 0
 
+    def shown(self, key: RunKey) -> int:
+        """The last seq of a run that was shown to readers here; 0 for one that nobody watches."""
+        topic = self._topics.get(key)
+        return topic.last_seq if topic is not None and topic.ready.is_set() else 0
+
     def describe(self) -> list[dict[str, Any]]:
         """Every watched run, for people."""
         return [

@@ -47,13 +47,21 @@ class Subscription:
 
     async def read_back(self) -> Slice | Notice | None:
         """The next events before the window, or the notice that they are gone; None if they cannot be had right now."""
+        if self.topic.state.rewritten(self.cursor):
+            return self._missed(self.topic.state.generation - 1, "rewritten")
         page = await self._history.page(self.topic, self.cursor)
         if page is None:
             return None
         if isinstance(page, Gone):
-            missed = reset(self.cursor + 1, page.upto, "trimmed")
-            self.cursor = page.upto
-            return missed
+            await self.topic.refresh()  # is it a new generation?
+            return self._missed(page.upto, "rewritten" if self.topic.state.rewritten(self.cursor) else "trimmed")
         found = page.slice(self.wire, self.types)
         self.cursor = found.upto
         return found
+
+    def _missed(self, upto: int, reason: str) -> Slice | Notice:
+        """Go on behind what cannot be had; who has seen nothing of what was rewritten need not be told of it."""
+        before, self.cursor = self.cursor, upto
+        if reason == "rewritten" and not before:
+            return Slice(b"", upto, 0, 0)
+        return reset(before + 1, upto, reason)

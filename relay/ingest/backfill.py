@@ -23,6 +23,7 @@ from relay.core.events import Draft
 from relay.core.ids import RunKey
 from relay.core.run import Run
 from relay.ingest.options import IngestOptions
+from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.pump import GONE, MISSING_PAUSE_S, RETRY_AFTER_S, parts
 from relay.ingest.source import Ending, Source
 from relay.ingest.upstream import Upstream
@@ -49,7 +50,7 @@ class Backfill:
     """One run's trimmed head: from the first who asks until it is there, or nobody asks any more."""
 
     def __init__(
-        self, key: RunKey, upstream: Upstream, old: Old, options: IngestOptions, event_bytes: int,
+        self, key: RunKey, upstream: Upstream | OwnUpstream, old: Old, options: IngestOptions, event_bytes: int,
         places: asyncio.Semaphore,
     ) -> None:  # fmt: skip
         self.key = key
@@ -142,7 +143,7 @@ class Backfill:
 
     # --- one read ---------------------------------------------------------------------------------------------------
     async def _read(self, read: _Read) -> str:
-        if not self._upstream.provider.durable_seq:
+        if isinstance(self._upstream, OwnUpstream) or not self._upstream.provider.durable_seq:
             await read.lost()  # it does not number durably: what it would give now are other events
             return "lost"
         ending = await read.once(self._enough)
@@ -170,6 +171,7 @@ class Backfill:
         """Whether the upstream said that it does not have (any more) what the log was trimmed of."""
         if ending.reason != "gone":
             return ending.reason == "eof"
+        assert isinstance(self._upstream, Upstream)
         try:
             await self._upstream.ask(self._upstream.provider.get_run(self.key.run_id))
         except NotFound:
@@ -188,7 +190,7 @@ class Backfill:
 class _Read:
     """One reading of the upstream into `old`."""
 
-    def __init__(self, fill: Fill, old: Old, upstream: Upstream, event_bytes: int) -> None:
+    def __init__(self, fill: Fill, old: Old, upstream: Upstream | OwnUpstream, event_bytes: int) -> None:
         self.fill = fill
         self.events = 0
         """How many events it brought."""
@@ -215,6 +217,7 @@ class _Read:
         self.fill = await self._old.write(self.fill, upto=self.fill.floor, gone=self.fill.floor)
 
     def _source(self, after_seq: int) -> Source:
+        assert isinstance(self._upstream, Upstream)  # nothing can be fetched again of what we numbered ourselves
         return Source(self._upstream, self.fill.key, after_seq=after_seq, follow=False, event_bytes=self._event_bytes)
 
     async def _take(self, drafts: Sequence[Draft]) -> bool:
@@ -265,7 +268,13 @@ class Backfills:
     """The heads this process fills, or waits for another one to fill."""
 
     def __init__(
-        self, log: Log, upstreams: Mapping[str, Upstream], options: IngestOptions, start: Start, *, event_bytes: int
+        self,
+        log: Log,
+        upstreams: Mapping[str, Upstream | OwnUpstream],
+        options: IngestOptions,
+        start: Start,
+        *,
+        event_bytes: int,
     ) -> None:
         self._log = log
         self._upstreams = upstreams

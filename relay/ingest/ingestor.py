@@ -21,13 +21,17 @@ from contextlib import suppress
 from typing import Any, Final
 
 from relay import telemetry
-from relay.core.errors import LeaseLost, LogMoved, RelayError, StoreUnavailable, Unwanted
+from relay.core.errors import LeaseLost, LogMoved, Overloaded, RelayError, StoreUnavailable, Unwanted
 from relay.core.ids import RunKey
 from relay.ingest.backfill import Backfills
 from relay.ingest.clocks import Clocks
 from relay.ingest.committer import Committer
+from relay.ingest.intake import Intake
 from relay.ingest.options import IngestOptions
+from relay.ingest.own_pump import OwnPump
+from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.pump import Pump
+from relay.ingest.tenure import Tenure
 from relay.ingest.upstream import Upstream
 from relay.store.log import Log, Scan
 
@@ -43,7 +47,7 @@ class _Pumped:
 
     __slots__ = ("pump", "task", "unwanted_since")
 
-    def __init__(self, pump: Pump) -> None:
+    def __init__(self, pump: Tenure) -> None:
         self.pump = pump
         self.task: asyncio.Task[None] | None = None
         self.unwanted_since = math.inf
@@ -52,7 +56,7 @@ class _Pumped:
 
 class Ingestor:
     def __init__(
-        self, log: Log, upstreams: Mapping[str, Upstream], options: IngestOptions, *, event_bytes: int
+        self, log: Log, upstreams: Mapping[str, Upstream | OwnUpstream], options: IngestOptions, *, event_bytes: int
     ) -> None:
         self._log = log
         self._upstreams = upstreams
@@ -67,6 +71,8 @@ class Ingestor:
         self._filling: set[asyncio.Task[None]] = set()
         self._probed: dict[RunKey, float] = {}
         self._clocks = Clocks()
+        self.shown: Callable[[RunKey], int] = lambda _: 0
+        """The last seq of a run that readers here have seen: a log that ends before it has lost rows."""
         self._tasks: asyncio.TaskGroup | None = None
         self._closing = False
         self._away = False
@@ -97,6 +103,18 @@ class Ingestor:
         """A run watched here has lost its owner, or its log. All who watch it hear of it in the same moment; that each
         tries after a moment of its own shares what an owner leaves behind between them."""
         asyncio.get_running_loop().call_later(random.uniform(0, _SHARE_S), self.want, key)  # noqa: S311  (no secret)
+
+    async def create(self, upstream: OwnUpstream, thread_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Make a run whose only stream is the answer, and pump that. Raises the upstream's refusal."""
+        if self._tasks is None or self._closing:
+            raise Overloaded("this relay is going away", code="relay.draining", retry_after_s=2.0)
+        intake = Intake(upstream, upstream.provider.create_run(thread_id, body), event_bytes=self._event_bytes)
+        intake.task = self._tasks.create_task(intake.read(), name=f"intake {upstream.name}")
+        made = await intake.created()
+        key = RunKey(upstream.name, str(made["run_id"]))
+        upstream.note_thread(key.run_id, thread_id)
+        self._start(key, intake=intake)
+        return made
 
     async def decided(self, key: RunKey) -> None:
         """Returns once it is known who owns a run that is wanted here: this process or another one."""
@@ -160,18 +178,25 @@ class Ingestor:
         await self._release([one.pump for one in pumped])
 
     # --- pumps ------------------------------------------------------------------------------------------------------
-    def _start(self, key: RunKey, *, orphan: bool = False) -> None:
+    def _start(self, key: RunKey, *, orphan: bool = False, intake: Intake | None = None) -> None:
         """Try to claim a run, unless we are at it, are full, or must let its owner go first."""
         full = len(self._pumped) >= self._options.runs
         if key in self._pumped or full or self._closing or self._tasks is None or key.upstream not in self._upstreams:
+            if intake is not None:
+                intake.close()
             return
         if orphan and time.monotonic() < self._hold_until:
             return
-        pumped = self._pumped[key] = _Pumped(self._make(key))
+        pumped = self._pumped[key] = _Pumped(self._make(key, intake=intake))
         pumped.task = self._tasks.create_task(self._pump(key, pumped), name=f"pump {key}")
 
-    def _make(self, key: RunKey) -> Pump:
-        return Pump(key, self._upstreams[key.upstream], self._log, self._committer, self._options, self._event_bytes)
+    def _make(self, key: RunKey, *, intake: Intake | None = None) -> Tenure:
+        upstream, log, options = self._upstreams[key.upstream], self._log, self._options
+        if isinstance(upstream, OwnUpstream):
+            return OwnPump(
+                key, upstream, log, self._committer, options, self._event_bytes, intake=intake, shown=self.shown
+            )  # fmt: skip
+        return Pump(key, upstream, log, self._committer, options, self._event_bytes)
 
     async def _pump(self, key: RunKey, pumped: _Pumped) -> None:
         gauge = telemetry.RUNS_PUMPED.labels(key.upstream)
@@ -180,6 +205,7 @@ class Ingestor:
             await self._supervise(key, pumped.pump.run)
         finally:
             gauge.dec()
+            pumped.pump.close()
             if not self._closing:  # else all leases are given back together
                 await self._release([pumped.pump])
                 del self._pumped[key]
@@ -202,7 +228,7 @@ class Ingestor:
                 telemetry.logger(run_id=key.run_id, upstream=key.upstream).exception("pump.crashed")
                 await asyncio.sleep(self._options.backoff_cap_s / 10)
 
-    async def _release(self, pumps: Iterable[Pump]) -> None:
+    async def _release(self, pumps: Iterable[Tenure]) -> None:
         leases = [pump.lease for pump in pumps if pump.lease is not None]
         if leases:
             with suppress(RelayError):
@@ -229,7 +255,7 @@ class Ingestor:
 
     def _unwanted(self, key: RunKey, pumped: _Pumped) -> None:
         now = time.monotonic()
-        if self._watchers[key]:
+        if self._watchers[key] or pumped.pump.keeps:
             self._wanted_at.pop(key, None)  # the want was lost, not withdrawn: say it again
             pumped.unwanted_since = math.inf
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from relay.core.options import Secret
 
@@ -16,9 +17,16 @@ class UpstreamOptions:
     base_url: str
     """http:// or https:// address without a query; a path prefix is kept."""
     token: Secret | None = None
-    """Sent as `Authorization: Bearer`; None sends no credentials."""
+    """The credentials, sent in `Authorization`; None sends none."""
     discover: bool = False
     """Pump every active run, watched or not: one process of the fleet lists the upstream's runs, all share the pumping."""
+    authorization: Literal["auto", "bearer", "raw"] = "auto"
+    """How the token is written: after `Bearer `, as it is, or (auto) as the provider's own SDK does."""
+    team_id: str | None = None
+    """Sent as `x-team-id` with every request (SeekrFlow); None sends none."""
+    poll_s: float = 1.0
+    """How often a run without a stream is looked at, where the upstream has none for us; up to five times as long while
+    nothing changes. What the upstream asks for (`openai-poll-after-ms`, `Retry-After`) goes first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The life of one run's ingest, in three levels of endurance: one connection, resume, for ever.
+"""The life of one run's ingest, in three levels of endurance: one connection, resume, for ever (`tenure.py`).
 
 `run()` returns when the run is sealed. It survives everything the upstream and Redis can do: whatever ends a connection,
 the next one asks for what follows the log's last seq, so *refill is resume*. The end of a run is decided in one order
@@ -12,21 +12,22 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Final
 
 from relay import telemetry
 from relay.core.backoff import Backoff
-from relay.core.errors import LeaseLost, LogMoved, NotFound, RelayError, StoreUnavailable
+from relay.core.errors import NotFound, RelayError
 from relay.core.events import TERMINAL, Draft, Event
 from relay.core.ids import RunKey
 from relay.core.run import Admission, Run, status_after, synthesized_end
 from relay.ingest.committer import Committer
 from relay.ingest.options import IngestOptions
 from relay.ingest.source import Ending, Source
+from relay.ingest.tenure import Tenure
 from relay.ingest.upstream import Upstream
-from relay.store.log import Append, Claim, Lease, Log
+from relay.store.log import Append, Claim, Log
 
 _APPEND_EVENTS: Final = 512
 _APPEND_BYTES: Final = 1_048_576
@@ -46,7 +47,7 @@ _HEALTHY_S: Final = 5.0
 """A stream that lived this long was a good one, also if nothing happened on it."""
 
 
-class Pump:
+class Pump(Tenure):
     def __init__(
         self,
         key: RunKey,
@@ -56,17 +57,9 @@ class Pump:
         options: IngestOptions,
         event_bytes: int,
     ) -> None:
-        self.key = key
-        self.lease: Lease | None = None
-        self.durable_seq = 0
-        """The last seq this pump knows to be in the log."""
-        self.decided = asyncio.Event()
-        """Set once it is known who owns the run: this pump, or another."""
-        self._nudged = asyncio.Event()
+        super().__init__(key, log, options)
         self._upstream = upstream
-        self._log = log
         self._committer = committer
-        self._options = options
         self._event_bytes = event_bytes
         self._run = Run(key.run_id)
         self._fields: dict[str, str] = {}
@@ -77,8 +70,6 @@ class Pump:
         self._missing = 0
         self._unended = 0
         self._linger_until: float | None = None
-        self._scope: asyncio.Timeout | None = None
-        self._say = telemetry.logger(run_id=key.run_id, upstream=key.upstream)
 
     async def probe(self) -> None:
         """A reader has seen more of a sealed run than its log holds: read once what the upstream has behind its end."""
@@ -89,62 +80,6 @@ class Pump:
         if claim.state.sealed:  # else its log is gone, or it is being written: not ours to end
             await self._drain()
             await self._seal()
-
-    # --- for ever ---------------------------------------------------------------------------------------------------
-    async def run(self) -> bool:
-        """Pump until the run is sealed (true), or until another owner is found at it (false)."""
-        backoff = self._backoff()
-        seen_left_s: float | None = None
-        while True:
-            try:
-                self._nudged.clear()  # before we ask: whoever lets go after the answer wakes us
-                claim = await self._log.claim(self.key)
-                if not isinstance(claim, Claim):
-                    if seen_left_s is not None and claim > seen_left_s:
-                        self.decided.set()
-                        return False
-                    seen_left_s = await self._look_at_lease_again(claim)
-                    continue
-                backoff = self._backoff()
-                await self._owning(claim)
-                return True
-            except (LogMoved, LeaseLost) as error:
-                self.lease = None
-                self._say.info("pump.reclaim", reason=error.code)
-            except StoreUnavailable:
-                await asyncio.sleep(backoff.pause_s(random.random()))  # noqa: S311  (jitter, not a secret)
-                backoff = backoff.failed()
-            except TimeoutError:  # only `interrupt` ends the scope of `_owning` early
-                self._say.info("pump.reclaim", reason="interrupted")
-
-    async def _look_at_lease_again(self, left_s: float) -> float:
-        """Wait long enough to see whether another owner's lease is renewed: it may have died just now.
-
-        Returns what will be left of the lease if it was not, and a little more.
-        """
-        pause_s = min(left_s, self._options.lease_s / 3) + 0.05
-        began = time.monotonic()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self._nudged.wait()
-        return left_s - (time.monotonic() - began) + 0.02
-
-    def nudge(self) -> None:
-        """The run's owner has let go: if this pump waits for the end of its lease, it need not wait any longer."""
-        self._nudged.set()
-
-    def interrupt(self) -> None:
-        """The run's state in Redis is not what this pump thinks: stop what it does, claim anew, resume from there."""
-        if self._scope is not None:
-            self._scope.reschedule(asyncio.get_running_loop().time())
-
-    async def _owning(self, claim: Claim) -> None:
-        async with asyncio.timeout(None) as scope:
-            self._scope = scope
-            try:
-                await self._own(claim)
-            finally:
-                self._scope = None
 
     async def _own(self, claim: Claim) -> None:
         await self._begin(claim)
@@ -339,9 +274,6 @@ class Pump:
         self._say.info("run.sealed", status=self._run.status, last_seq=self._run.last_seq)
 
     # --- small ------------------------------------------------------------------------------------------------------
-    def _backoff(self) -> Backoff:
-        return Backoff(self._options.backoff_base_s, self._options.backoff_cap_s)
-
     async def _pause(self, backoff: Backoff, floor_s: float = 0.0) -> None:
         pause_s = max(floor_s, backoff.pause_s(random.random()))  # noqa: S311  (jitter, not a secret)
         if self._linger_until is not None:

@@ -1,4 +1,4 @@
-"""One upstream body as batches of drafts: bytes in, drafts out, and exactly one word for how it ended.
+"""One upstream body as batches of what its provider reads in it, and exactly one word for how it ended.
 
 One connection only: no retry, no decision. A clean EOF, an abort, junk at the end (an unfinished SSE block is discarded
 by the decoder) and silence all end it; none of them says that the run is over.
@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import aiohttp
 
@@ -18,8 +18,9 @@ from relay import telemetry
 from relay.core.errors import NotFound, RelayError, TooManyRequests
 from relay.core.events import Draft
 from relay.core.ids import RunKey
-from relay.core.sse import Decoder
-from relay.ingest.upstream import Upstream
+from relay.core.sse import Decoder, Message
+from relay.ingest.upstream import Client, Upstream
+from relay.providers.contract import Ask
 
 _PROPER_TAILS: Final = (b"", b"\n\n", b"\r\n", b"\r\r")
 """A stream that ends between two blocks ends with a blank line. One that ends otherwise was cut, or its gateway wrote its
@@ -36,27 +37,32 @@ class Ending:
     retry_after_s: float | None = None
 
 
-class Source:
-    """One event stream of a run. Iterate `batches()`; afterwards `ending` says how it ended."""
+T = TypeVar("T")
 
-    def __init__(self, upstream: Upstream, key: RunKey, *, after_seq: int, follow: bool, event_bytes: int) -> None:
+
+class Body(Generic[T]):
+    """One event stream. Iterate `batches()`; afterwards `ending` says how it ended."""
+
+    def __init__(
+        self, upstream: Client, ask: Ask, read: Callable[[Message], list[T]], *, kind: str, event_bytes: int
+    ) -> None:
         self.ending = Ending("open")
         self._upstream = upstream
-        self._key = key
-        self._ask = upstream.provider.events(key.run_id, after_seq=after_seq, follow=follow)
-        self._kind = "follow" if follow else "drain"
+        self._ask = ask
+        self._read = read
+        self._kind = kind
         self._tail = b""
         self._decoder = Decoder(max_bytes=event_bytes)
 
-    async def batches(self, patience_s: Callable[[], float | None] = lambda: None) -> AsyncGenerator[list[Draft]]:
-        """Drafts as they arrive; an empty list for bytes without an event (a ping), and whenever patience ran out."""
+    async def batches(self, patience_s: Callable[[], float | None] = lambda: None) -> AsyncGenerator[list[T]]:
+        """What was read, as it arrives; an empty list for bytes without any (a ping), and when patience ran out."""
         open_streams = telemetry.UPSTREAM_CONNECTIONS.labels(self._upstream.name, self._kind)
         try:
             async with self._upstream.stream(self._ask) as response:
                 open_streams.inc()
                 try:
-                    async for chunk in _chunks(response.content, patience_s):
-                        yield self._drafts(chunk)
+                    async for chunk in chunks_of(response.content, patience_s):
+                        yield self._batch(chunk)
                 finally:
                     open_streams.dec()
             self.ending = Ending("eof" if self._tail in _PROPER_TAILS else "junk")
@@ -68,19 +74,31 @@ class Source:
             self.ending = Ending("reset")
         telemetry.UPSTREAM_ENDS.labels(self._upstream.name, self.ending.reason).inc()
 
-    def _drafts(self, chunk: bytes) -> list[Draft]:
+    def _batch(self, chunk: bytes) -> list[T]:
         self._tail = (self._tail + chunk)[-2:] if chunk else self._tail
-        messages = self._decoder.feed(chunk)
-        if not messages:
-            return []
-        received_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        drafts = self._upstream.provider.drafts
-        return [
-            draft for message in messages for draft in drafts(message, run_id=self._key.run_id, received_at=received_at)
-        ]
+        return [one for message in self._decoder.feed(chunk) for one in self._read(message)]
 
 
-async def _chunks(body: aiohttp.StreamReader, patience_s: Callable[[], float | None]) -> AsyncGenerator[bytes]:
+class Source(Body[Draft]):
+    """The stream of a run that is numbered durably."""
+
+    def __init__(self, upstream: Upstream, key: RunKey, *, after_seq: int, follow: bool, event_bytes: int) -> None:
+        ask = upstream.provider.events(key.run_id, after_seq=after_seq, follow=follow)
+        kind = "follow" if follow else "drain"
+        super().__init__(upstream, ask, self._drafts, kind=kind, event_bytes=event_bytes)
+        self._provider = upstream.provider
+        self._run_id = key.run_id
+
+    def _drafts(self, message: Message) -> list[Draft]:
+        return self._provider.drafts(message, run_id=self._run_id, received_at=now_text())
+
+
+def now_text() -> str:
+    """The time by our clock, as every `created_at` of ours is written."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+async def chunks_of(body: aiohttp.StreamReader, patience_s: Callable[[], float | None]) -> AsyncGenerator[bytes]:
     """The body's bytes as they come; empty bytes each time the caller's patience ran out (the stream stays open)."""
     while True:
         try:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import aiohttp
 from aiohttp import hdrs
@@ -27,15 +27,25 @@ _ANSWER_BYTES: Final = 16 * 1_048_576
 """Largest JSON answer of a runs API we take: a list of 200 runs is far below it."""
 
 
-class Upstream:
+class _System(Protocol):
+    """What every provider can say, whichever kind of system it is for."""
+
+    def authorization(self, token: str) -> dict[str, str]: ...
+
+    def error(self, status: int, headers: Mapping[str, str], answer: object) -> RelayError: ...
+
+
+class Client:
+    """One configured upstream as far as requests go."""
+
     def __init__(
-        self, options: UpstreamOptions, provider: Provider, session: aiohttp.ClientSession, ingest: IngestOptions
+        self, options: UpstreamOptions, system: _System, session: aiohttp.ClientSession, ingest: IngestOptions
     ) -> None:
         self.name = options.name
-        self.provider = provider
+        self._system = system
         self._base = options.base_url.rstrip("/")
         self._session = session
-        self._credentials = provider.authorization(options.token.value) if options.token else {}
+        self._credentials = _credentials(options, system)
         self._token = options.token.value if options.token else ""
         self._connect_s = ingest.connect_timeout_s
         self._stall_s = ingest.stall_s
@@ -53,10 +63,14 @@ class Upstream:
 
     async def ask(self, ask: Ask) -> Any:
         """The JSON answer of a short request; any refusal, and anything that is no JSON, as a RelayError."""
+        return (await self.answer(ask))[0]
+
+    async def answer(self, ask: Ask) -> tuple[Any, Mapping[str, str]]:
+        """The same, with the answer's headers."""
         try:
             async with asyncio.timeout(self._connect_s * 3), self._request(ask) as response:
                 self._note_time(response)
-                answer = await _json(response)
+                answer = await json_of(response)
                 if response.status >= 300:
                     raise self._refusal(response, answer)
                 if answer is None:
@@ -68,12 +82,13 @@ class Upstream:
             telemetry.UPSTREAM_REQUESTS.labels(self.name, error.code).inc()
             raise
         telemetry.UPSTREAM_REQUESTS.labels(self.name, "ok").inc()
-        return answer
+        return answer, response.headers
 
     @asynccontextmanager
-    async def stream(self, ask: Ask) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def stream(self, ask: Ask, *, json_too: bool = False) -> AsyncIterator[aiohttp.ClientResponse]:
         """An open event stream (status 200 and the right content type are made sure of).
 
+        With `json_too` an answer in one piece is taken as well (and any status of success): whoever asks must look.
         Raises RelayError for a refusal; what happens while the body is read is the reader's to translate.
         """
         try:
@@ -83,9 +98,9 @@ class Upstream:
             raise _translated(error) from error
         self._note_time(response)
         try:
-            if response.status != 200:
-                raise self._refusal(response, await _json(response))
-            if response.content_type != "text/event-stream":
+            if response.status != 200 and not (json_too and response.status in (201, 202)):
+                raise self._refusal(response, await json_of(response))
+            if response.content_type != "text/event-stream" and not json_too:
                 raise UpstreamError("the upstream's answer is not an event stream", code="upstream.not_a_stream")
             yield response
         finally:
@@ -93,7 +108,7 @@ class Upstream:
 
     def _refusal(self, response: aiohttp.ClientResponse, answer: object) -> RelayError:
         """What the upstream's refusal means; whatever it says, it must not tell our callers our credentials."""
-        error = self.provider.error(response.status, response.headers, answer)
+        error = self._system.error(response.status, response.headers, answer)
         if self._token and self._token in error.message:
             error.message = "the upstream refused the request"
         if self._token and self._token.encode() in encode(error.details):
@@ -115,7 +130,27 @@ class Upstream:
         )
 
 
-async def _json(response: aiohttp.ClientResponse) -> Any:
+class Upstream(Client):
+    """A system that numbers its events durably."""
+
+    def __init__(
+        self, options: UpstreamOptions, provider: Provider, session: aiohttp.ClientSession, ingest: IngestOptions
+    ) -> None:
+        super().__init__(options, provider, session, ingest)
+        self.provider = provider
+
+
+def _credentials(options: UpstreamOptions, system: _System) -> dict[str, str]:
+    headers = {"x-team-id": options.team_id} if options.team_id else {}
+    if options.token is None:
+        return headers
+    token = options.token.value
+    if options.authorization == "auto":
+        return headers | system.authorization(token)
+    return headers | {"Authorization": token if options.authorization == "raw" else f"Bearer {token}"}
+
+
+async def json_of(response: aiohttp.ClientResponse) -> Any:
     """The parsed body; None if it is no JSON or too large. Never raises for what a body holds."""
     body = bytearray()
     async for chunk in response.content.iter_any():

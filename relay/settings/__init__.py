@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from relay.providers import NAMES
 from relay.settings.build import build
 from relay.settings.mask import masked
 from relay.settings.rules import check
@@ -28,7 +29,7 @@ def load(
     path: Path | None,
     environ: Mapping[str, str],
     *,
-    providers: Collection[str] = ("arkloop",),
+    providers: Collection[str] = NAMES,
     require_upstreams: bool = True,
 ) -> Settings:
     """The settings in force: defaults, then the file (`path`, else `RELAY_CONFIG`), then `RELAY_*` variables.

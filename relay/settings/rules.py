@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from relay.core.options import Secret
+from relay.providers import OWN_SEQ
 from relay.settings.schema import Key, Settings, dotted, nearest, pattern, refusal
 
 
@@ -149,6 +150,7 @@ RULES: Mapping[str, Rule] = {
         "http:// or https://, a host, perhaps a path; no query, fragment, user or password",
         quotable=False,
     ),
+    "upstreams[].team_id": _matches(r"[A-Za-z0-9._-]{1,128}"),
     "delivery.retry_min_ms": _between(1000, 10000),
     "delivery.retry_max_ms": _between(1000, 10000),
     "auth.mode": _one_of("none", "api_keys"),
@@ -188,6 +190,9 @@ def _check_upstreams(settings: Settings, providers: Collection[str], *, require_
             near = nearest(upstream.provider, providers)
             problem = f"{upstream.provider!r} is unknown (the nearest known one is {near})"
             raise refusal(f"upstreams[{index}].provider", problem, ", ".join(sorted(providers)))
+        if upstream.discover and upstream.provider in OWN_SEQ:
+            problem = f"cannot be true for {upstream.provider}, which lists runs by thread only"
+            raise refusal(f"upstreams[{index}].discover", problem, "false")
 
 
 def _check_unique(key: str, values: list[str], *, quotable: bool = True) -> None:

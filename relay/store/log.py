@@ -53,12 +53,20 @@ class LogState(msgspec.Struct, frozen=True):
     """The log does not hold events up to here: trimmed, lost, or gone upstream. `old` may (relay.store.old)."""
     gone: int = 0
     """Events up to here are known to be lost upstream too: nobody can ever have them again."""
+    generation: int = 1
+    """First seq of this life of an own-seq log; what has a lower one was rewritten and must be forgotten."""
+
+    def rewritten(self, cursor: int) -> bool:
+        """Whether a reader at `cursor` stands in an earlier life of the log."""
+        return cursor < self.generation - 1
 
 
 class Claim(msgspec.Struct, frozen=True):
     lease: Lease | None
     """None: the run is sealed, there is nothing to write."""
     state: LogState
+    fields: dict[str, str] = {}
+    """The whole run hash: what an own-seq run's ingest needs to go on (thread, ingest cursor)."""
 
 
 class Scan(msgspec.Struct, frozen=True):
@@ -91,10 +99,11 @@ def state_of(fields: dict[str, str], last_seq: int | None = None) -> LogState:
         contiguous=fields.get("contiguous") != "0",
         floor=int(fields.get("floor") or 0),
         gone=int(fields.get("gone") or 0),
+        generation=int(fields.get("generation") or 1),
     )
 
 
-_STATE_FIELDS = ("last_seq", "status", "sealed", "primed", "contiguous", "floor", "gone", "fence")
+_STATE_FIELDS = ("last_seq", "status", "sealed", "primed", "contiguous", "floor", "gone", "generation", "fence")
 
 
 class Log:
@@ -136,7 +145,7 @@ class Log:
         last_seq = int(answer[2])
         fence = text(answer[1])
         self._fence = max(self._fence, int(fence or 0))
-        return Claim(Lease(key, self._owner, fence) if fence else None, state_of(fields, last_seq))
+        return Claim(Lease(key, self._owner, fence) if fence else None, state_of(fields, last_seq), fields)
 
     async def append(self, appends: Sequence[Append]) -> list[Exception | None]:
         """One round trip for many runs. Per run: None (durable now) or why it was refused."""
@@ -249,6 +258,16 @@ class Log:
             if isinstance(answer, Exception):
                 raise answer
         return answers
+
+    # --- threads: some systems ask for a run's thread with every call ------------------------------------------------
+    async def note_thread(self, key: RunKey, thread_id: str) -> None:
+        """Remember in which thread a run is."""
+        script = self._store.scripts["thread"]
+        await self._call("thread", [ScriptCall(script, (self.keys.run(key),), (thread_id, self._live_ms))])
+
+    async def thread_of(self, key: RunKey) -> str | None:
+        found = (await self._store.run("thread", [("HGET", self.keys.run(key), "thread_id")]))[0]
+        return text(found) if found is not None else None
 
     # --- the reader's side ------------------------------------------------------------------------------------------
     async def states(self, keys: Sequence[RunKey]) -> list[LogState | None]:

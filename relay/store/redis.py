@@ -32,7 +32,7 @@ _ELSEWHERE: Final = (exceptions.MovedError, exceptions.AskError, exceptions.Read
 """Answers that say that the topology has changed."""
 
 SCRIPTS: Final = (
-    "claim", "append", "seal", "renew", "release", "want", "scan", "look", "leave", "found", "standing",
+    "claim", "append", "seal", "renew", "release", "want", "thread", "scan", "look", "leave", "found", "standing",
     "behind", "take", "fill",
 )  # fmt: skip
 

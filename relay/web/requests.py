@@ -22,15 +22,16 @@ def upstream_hint(request: web.Request) -> str | None:
 async def the_run(request: web.Request, directory: Directory) -> RunKey:
     """The run of the path, if there is one and this principal may see it."""
     run_id = checked_id("run_id", request.match_info["run_id"])
-    if "thread_id" in request.match_info:
-        checked_id("thread_id", request.match_info["thread_id"])
+    thread_id = request.match_info.get("thread_id") or request.query.get("thread_id")
+    if thread_id is not None:
+        checked_id("thread_id", thread_id)
     principal = request[PRINCIPAL]
     if principal.run is not None:
         # Asking on behalf of a token that is for another run must not tell whether this one exists.
         if principal.run.run_id != run_id:
             raise NotFound("no upstream knows this run")
-        return await directory.find(run_id, principal.run.upstream)
-    return await directory.find(run_id, upstream_hint(request))
+        return await directory.find(run_id, principal.run.upstream, thread_id)
+    return await directory.find(run_id, upstream_hint(request), thread_id)
 
 
 async def json_body(request: web.Request) -> dict[str, Any]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 
 from aiohttp import web
 
 from relay.core.cursor import count_of
-from relay.core.errors import InvalidRequest, NotFound
+from relay.core.errors import InvalidRequest, NotFound, Unsupported
 from relay.core.events import MAX_SEQ
 from relay.core.ids import RunKey, checked_id
 from relay.fanout.hub import Wants
+from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.upstream import Upstream
 from relay.providers.contract import RunsQuery
+from relay.providers.own import ThreadQuery
 from relay.store.log import Log
 from relay.web.directory import Directory
 from relay.web.door import PRINCIPAL, json_response
@@ -32,8 +34,14 @@ _PAGES: Final = 20
 """Most pages of an upstream's list that one list of ours looks through."""
 
 
+class Pumping(Wants, Protocol):
+    """Who pumps, and makes those runs whose only stream is the answer to making them."""
+
+    async def create(self, upstream: OwnUpstream, thread_id: str, body: dict[str, Any]) -> dict[str, Any]: ...
+
+
 class Runs:
-    def __init__(self, directory: Directory, log: Log, wants: Wants, tokens: Tokens, once: Once) -> None:
+    def __init__(self, directory: Directory, log: Log, wants: Pumping, tokens: Tokens, once: Once) -> None:
         self._directory = directory
         self._log = log
         self._wants = wants
@@ -51,10 +59,12 @@ class Runs:
     async def create(self, request: web.Request) -> web.Response:
         thread_id = checked_id("thread_id", request.match_info["thread_id"])
         upstream = self._directory.only(upstream_hint(request))
-        await json_body(request)  # refuse what is no JSON object; then it is passed on in the caller's own words
+        asked = await json_body(request)  # what is no JSON object is refused; the rest goes in the caller's own words
         body = await request.read()
 
         async def create() -> dict[str, Any]:
+            if isinstance(upstream, OwnUpstream):
+                return await self._create_in_thread(upstream, thread_id, asked)
             return upstream.provider.created(await upstream.ask(upstream.provider.create_run(thread_id, body or None)))
 
         key = request.headers.get("Idempotency-Key")
@@ -63,22 +73,38 @@ class Runs:
         self._wants.want(RunKey(upstream.name, str(answer["run_id"])))
         return json_response(answer, status=201)
 
+    async def _create_in_thread(self, upstream: OwnUpstream, thread_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        provider = upstream.provider
+        if provider.streams_on_create:
+            made = await self._wants.create(upstream, thread_id, body)
+        else:
+            made = provider.created(await upstream.ask(provider.create_run(thread_id, body)))
+        await self._log.note_thread(RunKey(upstream.name, str(made["run_id"])), thread_id)
+        upstream.note_thread(str(made["run_id"]), thread_id)
+        return made
+
     async def cancel(self, request: web.Request) -> web.Response:
         key = await the_run(request, self._directory)
         body = await json_body(request)
         seen = body.get("last_seen_seq")
         if seen is not None and (type(seen) is not int or not 0 <= seen <= MAX_SEQ):
             raise InvalidRequest.field("last_seen_seq", "not a sequence number", f"a whole number, 0 to {MAX_SEQ}")
+        upstream = self._directory.upstreams[key.upstream]
+        if isinstance(upstream, OwnUpstream):
+            await upstream.cancel(await self._directory.thread_of(key), key.run_id)
+            return json_response({"ok": True})
         if seen is None:  # our callers need not know that the upstream wants this
             state = (await self._log.states([key]))[0]
             seen = state.last_seq if state is not None else 0
-        upstream = self._directory.upstreams[key.upstream]
         await upstream.ask(upstream.provider.cancel_run(key.run_id, last_seen_seq=seen))
         return json_response({"ok": True})
 
     async def input(self, request: web.Request) -> web.Response:
         checked_id("run_id", request.match_info["run_id"])
-        content = (await json_body(request)).get("content")
+        body = await json_body(request)
+        if body.get("tool_outputs") is not None:
+            return await self._outputs(request, body)
+        content = body.get("content")
         if not isinstance(content, str):
             raise InvalidRequest.field("content", "missing or not a string", "a string")
         if not content.strip():
@@ -87,7 +113,21 @@ class Runs:
             raise InvalidRequest.field("content", "too large", f"at most {INPUT_BYTES} bytes of UTF-8")
         key = await the_run(request, self._directory)
         upstream = self._directory.upstreams[key.upstream]
-        await upstream.ask(upstream.provider.provide_input(key.run_id, content))
+        if isinstance(upstream, OwnUpstream):
+            await upstream.provide_input(await self._directory.thread_of(key), key.run_id, body)
+        else:
+            await upstream.ask(upstream.provider.provide_input(key.run_id, content))
+        return json_response({"ok": True})
+
+    async def _outputs(self, request: web.Request, body: dict[str, Any]) -> web.Response:
+        """Several tool calls answered at once, where a system waits for that."""
+        if len(await request.read()) > INPUT_BYTES:
+            raise InvalidRequest.field("tool_outputs", "too large", f"at most {INPUT_BYTES} bytes")
+        key = await the_run(request, self._directory)
+        upstream = self._directory.upstreams[key.upstream]
+        if not isinstance(upstream, OwnUpstream):
+            raise InvalidRequest.field("content", "missing or not a string", "a string")
+        await upstream.provide_input(await self._directory.thread_of(key), key.run_id, body)
         return json_response({"ok": True})
 
     async def token(self, request: web.Request) -> web.Response:
@@ -112,6 +152,9 @@ class Runs:
         limit = count_of(request.query, "limit", default=50, low=1, high=most)
         offset = count_of(request.query, "offset", default=0, low=0, high=most)
         status = _status(request)
+        if isinstance(upstream, OwnUpstream):
+            query = ThreadQuery(limit, "asc" if order == "asc" else "desc", offset, *_between(request))
+            return json_response(await self._in_thread(upstream, thread_id, query, status))
         answer = await upstream.ask(upstream.provider.list_thread_runs(thread_id, limit=most))
         found = [{**run, "thread_id": thread_id} for run in upstream.provider.runs(answer)]
         runs = await self._directory.complete(upstream, found)
@@ -120,18 +163,37 @@ class Runs:
             runs.reverse()
         return json_response(runs[offset : offset + limit])
 
+    async def _in_thread(
+        self, upstream: OwnUpstream, thread_id: str, query: ThreadQuery, status: str | None
+    ) -> list[dict[str, Any]]:
+        found = [{**run, "thread_id": thread_id} for run in await upstream.thread_runs(thread_id, query)]
+        for run in found:
+            upstream.note_thread(run["run_id"], thread_id)
+        runs = await self._directory.complete(upstream, found)
+        return [run for run in runs if status is None or run["status"] == status]
+
     async def list_all(self, request: web.Request) -> web.Response:
-        """All runs of all upstreams, newest first; `before` is the run_id of the last item of the page before."""
+        """All runs of all upstreams, newest first; `before` is the run_id of the last item of the page before.
+
+        A system that keeps runs in threads lists none without one: it is left out, and named in a header.
+        """
         limit = count_of(request.query, "limit", default=50, low=1, high=200)
         status = _status(request)
         hint = upstream_hint(request)
         before = await self._before(request.query.get("before"), hint)
         found: list[dict[str, Any]] = []
-        for upstream in self._directory.candidates(hint):
-            found += await self._newest(upstream, limit, status, before)
+        asked = self._directory.candidates(hint)
+        threaded = [upstream.name for upstream in asked if isinstance(upstream, OwnUpstream)]
+        if len(threaded) == len(asked):
+            raise Unsupported("this upstream lists runs by thread only: GET /v1/threads/{thread_id}/runs")
+        for upstream in asked:
+            if isinstance(upstream, Upstream):
+                found += await self._newest(upstream, limit, status, before)
         found.sort(key=_place, reverse=True)
         page = found[:limit]
         headers = {"Link": _next_link(request, page[-1]["run_id"])} if len(page) == limit else {}
+        if threaded:
+            headers["X-Relay-Left-Out"] = ",".join(threaded)
         return json_response(page, headers=headers)
 
     async def _before(self, run_id: str | None, hint: str | None) -> tuple[str, str, str] | None:
@@ -163,6 +225,15 @@ def _status(request: web.Request) -> str | None:
     if status and status not in STATUSES:
         raise InvalidRequest.field("status", "not a run status", ", ".join(STATUSES))
     return status or None
+
+
+def _between(request: web.Request) -> tuple[str | None, str | None]:
+    """The run ids a page lies between, for systems that page by them."""
+    after, before = (request.query.get(name) or None for name in ("after", "before"))
+    for name, value in (("after", after), ("before", before)):
+        if value is not None:
+            checked_id(name, value)
+    return after, before
 
 
 def _place(run: dict[str, Any]) -> tuple[str, str, str]:

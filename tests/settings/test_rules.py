@@ -58,6 +58,9 @@ def test_the_table_of_values(key: str, good: list[str], bad: list[str]) -> None:
          ["ftp://h", "http://", "h", "",
           "http://h?a=1", "http://h#f", "http://h?", "http://u:s3cret@h", "http://h:99999", "http://a b"]),
         ("discover", ["false", "true"], ["maybe", "1"]),
+        ("authorization", ["auto", "bearer", "raw"], ["basic", "", "Bearer"]),
+        ("team_id", ["team-1", "a.b_c"], ["", "a b", "x" * 129, "a/b"]),
+        ("poll_s", ["0.5", "5"], ["0", "-1", ".nan"]),
     ],
 )  # fmt: skip
 def test_the_table_of_upstream_values(key: str, good: list[str], bad: list[str]) -> None:
@@ -79,10 +82,22 @@ def test_serving_needs_an_upstream() -> None:
 def test_an_unknown_provider_names_the_known_ones_and_the_nearest() -> None:
     environ = {"RELAY_UPSTREAMS": f"[{UPSTREAM}]", "RELAY_UPSTREAMS__0__PROVIDER": "arklop"}
     assert refused(environ) == (
-        "upstreams[0].provider: 'arklop' is unknown (the nearest known one is arkloop); allowed: arkloop"
+        "upstreams[0].provider: 'arklop' is unknown (the nearest known one is arkloop); "
+        "allowed: arkloop, openai, seekrflow"
     )
-    environ["RELAY_UPSTREAMS__0__PROVIDER"] = "seekrflow"
-    assert load(None, environ, providers=["arkloop", "seekrflow"]).upstreams[0].provider == "seekrflow"
+    for name in ("seekrflow", "openai"):
+        environ["RELAY_UPSTREAMS__0__PROVIDER"] = name
+        assert load(None, environ).upstreams[0].provider == name
+    environ["RELAY_UPSTREAMS__0__PROVIDER"] = "another"
+    assert load(None, environ, providers=["arkloop", "another"]).upstreams[0].provider == "another"
+
+
+@pytest.mark.parametrize("provider", ["seekrflow", "openai"])
+def test_what_lists_runs_by_thread_only_cannot_be_discovered(provider: str) -> None:
+    environ = {"RELAY_UPSTREAMS": f"[{UPSTREAM}]", "RELAY_UPSTREAMS__0__PROVIDER": provider}
+    loaded(environ)
+    message = refused(environ | {"RELAY_UPSTREAMS__0__DISCOVER": "true"})
+    assert message.startswith("upstreams[0].discover: cannot be true")
 
 
 def test_upstream_names_are_unique() -> None:

@@ -1,0 +1,132 @@
+"""The stream that came as the answer to creating a run: the only one there will ever be, so it is read whatever happens.
+
+Blocking it could cancel the run, and it cannot be asked for again. So while Redis is away it is read on, into memory up
+to a bound; beyond that it is given up, and the run is looked at instead (`own_pump.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Final
+
+import aiohttp
+
+from relay import telemetry
+from relay.core.errors import RelayError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from relay.core.sse import Decoder, Message
+from relay.ingest.own_upstream import OwnUpstream
+from relay.ingest.upstream import json_of
+from relay.providers.contract import Ask
+
+_HELD: Final = 8 * 1_048_576
+_FIRST: Final = 10
+"""Within so many messages a stream must have told which run it is."""
+
+
+class Intake:
+    def __init__(self, upstream: OwnUpstream, ask: Ask, *, event_bytes: int) -> None:
+        self._upstream = upstream
+        self._ask = ask
+        self._decoder = Decoder(max_bytes=event_bytes)
+        self._held: deque[Message] = deque()
+        self._size = 0
+        self._looked = 0
+        self._over = False
+        self._some = asyncio.Event()
+        self._created: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.task: asyncio.Task[None] | None = None
+        """Runs `read`; whoever starts it puts it here."""
+        self.lost = False
+        """More came than could be kept: what is missing must be looked up."""
+
+    async def created(self) -> dict[str, Any]:
+        """What the upstream says of the run it made. Raises its refusal."""
+        return await asyncio.shield(self._created)
+
+    async def read(self) -> None:
+        """Until the stream ends, however that is."""
+        try:
+            async with self._upstream.stream(self._ask, json_too=True) as response:
+                if response.content_type == "text/event-stream":
+                    await self._read(response)
+                else:
+                    self._tell(self._upstream.provider.created(await json_of(response)))
+        except RelayError as error:
+            self._fail(error)
+        except TimeoutError:
+            self._fail(UpstreamTimeout("the upstream did not answer in time"))
+        except (aiohttp.ClientError, OSError):
+            self._fail(UpstreamUnavailable("the upstream broke the connection while it made the run"))
+        finally:
+            self._fail(UpstreamError("the upstream's stream did not say which run it is"))
+            self._over = True
+            self._some.set()
+
+    async def batches(self, patience_s: Callable[[], float | None]) -> AsyncGenerator[list[Message]]:
+        """What came, in order; an empty list each time patience ran out; ends with the stream."""
+        while True:
+            if not self._held and not self._over:
+                try:
+                    async with asyncio.timeout(patience_s()):
+                        await self._some.wait()
+                except TimeoutError:
+                    yield []
+                    continue
+            batch = list(self._held)
+            self._held.clear()
+            self._size = 0
+            if not self._over:
+                self._some.clear()
+            if batch:
+                yield batch
+            elif self._over:
+                return
+
+    def close(self) -> None:
+        """Nobody needs the rest."""
+        if self.task is not None:
+            self.task.cancel()
+
+    # --- small ------------------------------------------------------------------------------------------------------
+    async def _read(self, response: aiohttp.ClientResponse) -> None:
+        streams = telemetry.UPSTREAM_CONNECTIONS.labels(self._upstream.name, "follow")
+        streams.inc()
+        try:
+            async for chunk in response.content.iter_any():
+                for message in self._decoder.feed(chunk):
+                    self._take(message)
+                if self.lost:
+                    return
+        finally:
+            streams.dec()
+
+    def _take(self, message: Message) -> None:
+        self._look(message)
+        self._held.append(message)
+        self._size += len(message.data)
+        self._some.set()
+        if self._size > _HELD:
+            self.lost = True
+            self._held.clear()
+            telemetry.logger(upstream=self._upstream.name).warning("intake.given_up", bytes=self._size)
+
+    def _look(self, message: Message) -> None:
+        if self._created.done():
+            return
+        self._looked += 1
+        made = self._upstream.provider.created_in(message)
+        if made is not None:
+            self._tell(made)
+        elif self._looked >= _FIRST:
+            raise UpstreamError("the upstream's stream did not say which run it is")
+
+    def _tell(self, made: dict[str, Any]) -> None:
+        if not self._created.done():
+            self._created.set_result(made)
+
+    def _fail(self, error: RelayError) -> None:
+        if not self._created.done():
+            self._created.set_exception(error)
+            self._created.exception()  # noted: nobody may be waiting any more

@@ -1,0 +1,357 @@
+"""Systems without seq and resume through a whole relay: real HTTP, a real log, native viewers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import redis as sync_redis
+
+from relay.core.ids import RunKey
+from relay.core.options import Secret
+from relay.ingest.options import UpstreamOptions
+from relay.store.embedded import EmbeddedServer
+from relay.store.keys import Keys
+from tests.support.relay import RelayProcess, RunningRelay, settings_for
+from tests.support.sim_world import text_of
+from tests.support.thread_server import Fault, ThreadServer, hello, until
+from tests.support.viewer import Journal, watch_sse
+from tests.web.raw import serving
+
+PROVIDER = {"vercel": "seekrflow", "legacy": "seekrflow", "assistants": "openai"}
+
+
+@asynccontextmanager
+async def relay_for(server: ThreadServer, provider: str, redis_url: str, **more: Any) -> AsyncIterator[RunningRelay]:
+    settings = settings_for(server.url, ingest={"lease_s": 1.0})
+    upstream = UpstreamOptions("main", provider, server.url, Secret("the-key"), poll_s=0.05, **more)
+    async with serving(replace(settings, upstreams=(upstream,)), redis_url) as relay:
+        yield relay
+
+
+def types_of(journal: Journal) -> list[str]:
+    return [event["type"] for event in journal.events]
+
+
+def whole(journal: Journal) -> None:
+    """What every viewer of a `hello` run must have seen, however it came."""
+    kinds = types_of(journal)
+    assert kinds[0] == "run.started"
+    assert kinds[-1] == "run.completed"
+    assert text_of(journal.events).decode("utf-16-le") == "Hello, world! And more."
+    assert journal.clean_ends == 0
+    assert journal.ended is not None
+    assert journal.ended["status"] == "completed"
+
+
+async def watch(relay: RunningRelay, query: dict[str, str] | None = None) -> Journal:
+    async with asyncio.timeout(20):
+        query = {"thread_id": "thread-1", **(query or {})}
+        return await watch_sse(relay.session, relay.events("run-1"), Journal(), query=query)
+
+
+@pytest.mark.parametrize("shape", ["vercel", "legacy"])
+async def test_an_attached_run_is_numbered_and_told_through_a_cut(redis_url: str, shape: str) -> None:
+    """The thin thread: attach, cut, attach again (a replay), a native SSE viewer who notices nothing."""
+    async with ThreadServer(hello(shape=shape)) as server:
+        server.faults["attach"] = [Fault(cut_after=6), Fault(cut_after=14)]
+        async with relay_for(server, "seekrflow", redis_url) as relay:
+            journals = await asyncio.gather(*(watch(relay) for _ in range(3)))
+            for journal in journals:
+                whole(journal)
+                assert journal.seqs == list(range(1, len(journal.seqs) + 1))
+                assert types_of(journal).count("tool.call") == types_of(journal).count("tool.result") == 1
+                assert journal.connections == 1
+            assert server.most_streams == 1
+            assert {headers["Authorization"] for _, _, headers in server.asked} == {"the-key"}
+
+
+async def test_an_attach_that_joins_late_adds_nothing_and_the_messages_bring_the_rest(redis_url: str) -> None:
+    run = hello(attach_replays=False)
+    run.at = 2
+    async with ThreadServer(run) as server, relay_for(server, "seekrflow", redis_url) as relay:
+        whole(await watch(relay))
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+async def test_without_attach_a_run_is_looked_at(redis_url: str, status: int) -> None:
+    async with ThreadServer(hello()) as server:
+        server.always["attach"] = Fault(status=status, body="{}")
+        async with relay_for(server, "seekrflow", redis_url) as relay:
+            whole(await watch(relay))
+            assert server.count("attach") <= 3, "it was tried, and then believed"
+
+
+async def test_a_run_made_here_streams(redis_url: str) -> None:
+    """Assistants: the answer to creating the run is its only stream, and ours to read."""
+    async with ThreadServer() as server:
+        server.next_run = hello(shape="assistants")
+        async with relay_for(server, "openai", redis_url) as relay:
+            async with relay.session.post(
+                f"{relay.url}/v1/threads/thread-1/runs", json={"assistant_id": "a"}
+            ) as response:
+                assert response.status == 201
+                assert (await response.json())["run_id"] == "run-1"
+            journal = await watch(relay)
+            whole(journal)
+            assert server.bodies[0] == {"assistant_id": "a", "stream": True}
+            deltas = [event for event in journal.events if event["type"] == "message.delta"]
+            assert len(deltas) >= 4
+            assert not any(event.get("synthesized") for event in deltas)
+            assert {headers["Authorization"] for _, _, headers in server.asked} == {"Bearer the-key"}
+
+
+@pytest.mark.parametrize("cut", [2, 5, 9])
+async def test_a_create_stream_that_breaks_is_gone_on_with_by_looks(redis_url: str, cut: int) -> None:
+    async with ThreadServer() as server:
+        server.next_run = hello(shape="assistants")
+        server.faults["runs"] = [Fault(cut_after=cut)]
+        async with relay_for(server, "openai", redis_url) as relay:
+            async with relay.session.post(f"{relay.url}/v1/threads/thread-1/runs", json={}) as response:
+                assert response.status == 201
+            whole(await watch(relay))
+
+
+async def test_a_question_is_asked_and_answered(redis_url: str) -> None:
+    run = hello(shape="assistants", asks=True)
+    async with ThreadServer(run) as server, relay_for(server, "openai", redis_url) as relay:
+        run.chance.random = lambda: 0.9  # type: ignore[method-assign]  # nobody but us answers it
+        viewer = asyncio.create_task(watch(relay))
+        await until(lambda: run.waiting)
+
+        async def status() -> str:
+            async with relay.session.get(f"{relay.url}/v1/threads/thread-1/runs/run-1") as response:
+                found: str = (await response.json())["status"]
+                return found
+
+        assert await status() == "waiting_for_input"
+        outputs = {"tool_outputs": [{"tool_call_id": "c1", "output": "42"}]}
+        async with relay.session.post(f"{relay.url}/v1/runs/run-1/input", json=outputs) as response:
+            assert (response.status, await response.json()) == (200, {"ok": True})
+        journal = await viewer
+        whole(journal)
+        assert types_of(journal).count("run.waiting_for_input") == 1
+        assert types_of(journal).index("tool.call") < types_of(journal).index("run.waiting_for_input")
+        assert server.bodies == [outputs]
+
+
+async def test_a_flush_begins_a_new_generation_and_readers_are_told(own_redis: EmbeddedServer) -> None:
+    """Nobody skips a rewritten event silently: reset, then the whole run again above every seq ever given."""
+    run = hello(partial_messages=False)
+    async with ThreadServer(run) as server, relay_for(server, "seekrflow", own_redis.url) as relay:
+        run.chance.randint = lambda low, high: low  # type: ignore[method-assign]  # the run stands still
+        run.at = 4
+        viewer = asyncio.create_task(watch(relay))
+        with sync_redis.Redis.from_url(own_redis.url) as raw:
+            keys = Keys(relay.app.settings.redis.prefix, 64)
+            await until(lambda: raw.xlen(keys.log(RunKey("main", "run-1"))) >= 4)
+            raw.flushall()
+        await asyncio.sleep(1.0)
+        del run.chance.randint
+        journal = await viewer
+        resets = [data for name, data in journal.notices if name == "relay.reset"]
+        assert [one["reason"] for one in resets] == ["rewritten"]
+        again = [event for event in journal.events if event["seq"] > resets[0]["to_seq"]]
+        assert [event["seq"] for event in again] == list(range(resets[0]["to_seq"] + 1, again[-1]["seq"] + 1))
+        assert again[0]["seq"] > 2**50
+        assert again[0]["type"] == "run.started"
+        assert text_of(again).decode("utf-16-le") == "Hello, world! And more."
+        fresh = await watch(relay)
+        assert fresh.notices[0][0] == "relay.end", "who has seen nothing of it is told of no rewriting"
+        assert fresh.seqs == [event["seq"] for event in again]
+        async with relay.session.get(
+            relay.events("run-1", "thread_id=thread-1&after_seq=3"), headers={"Accept": "application/json"}
+        ) as response:
+            page = await response.json()
+        assert page["reset"]["reason"] == "rewritten"
+        assert [event["seq"] for event in page["events"]] == fresh.seqs
+
+
+@pytest.mark.system
+async def test_a_killed_relay_goes_on_from_its_cursor(redis_url: str, tmp_path: Path) -> None:
+    """kill -9 in the middle of a text: what follows is numbered on, and nothing is told twice."""
+    run = hello(partial_messages=False)
+    run.chance.randint = lambda low, high: low  # type: ignore[method-assign]  # the run stands still
+    run.at = 2
+    async with ThreadServer(run) as server:
+        process = RelayProcess(server.url, tmp_path, redis_url=redis_url, ingest={"lease_s": 1.0})
+        upstream = {"name": "main", "provider": "seekrflow", "base_url": server.url, "token": "k", "poll_s": 0.05}
+        process._environment["RELAY_UPSTREAMS"] = json.dumps([upstream])
+        process._environment["RELAY_REDIS__PREFIX"] = f"t{secrets.token_hex(4)}"
+        journal = Journal()
+        async with process, aiohttp.ClientSession() as session:
+            url = f"{process.url}/v1/runs/run-1/events"
+            viewer = asyncio.create_task(watch_sse(session, url, journal, query={"thread_id": "thread-1"}))
+            await until(lambda: len(journal.events) >= 3)
+            await process.kill()
+            del run.chance.randint
+            await process.start()
+            async with asyncio.timeout(20):
+                await viewer
+    whole(journal)
+    assert journal.seqs == list(range(1, len(journal.seqs) + 1))
+    assert journal.connections >= 2
+
+
+# --- what must never end or break a run -------------------------------------------------------------------------------
+HTML = Fault(status=200, body="<html>busy</html>", content_type="text/html")
+ODD = [
+    HTML,
+    Fault(status=502, body="<html>bad gateway</html>", content_type="text/html"),
+    Fault(body='{"id": "run-1", "status": "comp'),
+    Fault(body="[]"),
+    Fault(body="null"),
+    Fault(body='{"id": 7, "status": "completed"}'),
+    Fault(body='{"id": "run-1", "status": "finished-ish"}'),
+    Fault(body='{"id": "run-1", "status": null}'),
+    Fault(body='{"id": "run-1", "status": {"a": 1}}'),
+    Fault(status=404, body='{"detail": "Not found"}'),
+    Fault(status=429, body="{}", headers={"Retry-After": "0"}),
+    Fault(status=500, body=""),
+]
+
+
+@pytest.mark.parametrize("shape", ["vercel", "assistants"])
+async def test_bad_answers_end_no_run(redis_url: str, shape: str) -> None:
+    """HTML, truncated JSON, wrong types, unknown statuses, a 404 or two: passed over, and counted."""
+    run = hello(shape=shape)
+    async with ThreadServer(run) as server:
+        async with relay_for(server, PROVIDER[shape], redis_url) as relay:
+            async with relay.session.get(f"{relay.url}/v1/threads/thread-1/runs/run-1") as response:
+                assert response.status == 200
+            server.always["attach"] = Fault(status=500, body="")
+            server.faults["run"] = [fault for fault in ODD for _ in (1,)]
+            server.faults["messages"] = [HTML, Fault(body='{"data": 7}'), Fault(body='[1, null, {"role": []}]')]
+            server.faults["steps"] = [HTML, Fault(body='{"data": [1, {"step_details": 7}]}')]
+            whole(await watch(relay))
+            async with relay.session.get(f"{relay.admin_url}/metrics") as response:
+                text = await response.text()
+            assert 'relay_upstream_odd_total{upstream="main",what="unknown_status"}' in text
+            assert "relay_pump_crashes_total 0.0" in text
+
+
+async def test_a_run_that_is_gone_fails_after_three_looks(redis_url: str) -> None:
+    run = hello()
+    async with ThreadServer(run) as server, relay_for(server, "seekrflow", redis_url) as relay:
+        run.chance.randint = lambda low, high: low  # type: ignore[method-assign]
+        run.at = 2
+        viewer = asyncio.create_task(watch(relay))
+        await until(lambda: server.count("attach"))
+        server.runs.clear()
+        journal = await viewer
+        assert types_of(journal)[-1] == "run.failed"
+        assert journal.events[-1]["data"]["reason"] == "upstream_run_gone"
+
+
+async def test_an_endless_queue_is_no_end(redis_url: str) -> None:
+    run = hello(shape="assistants")
+    async with ThreadServer(run) as server, relay_for(server, "openai", redis_url) as relay:
+        run.chance.randint = lambda low, high: low  # type: ignore[method-assign]
+        journal = Journal()
+        query = {"thread_id": "thread-1"}
+        viewer = asyncio.create_task(watch_sse(relay.session, relay.events("run-1"), journal, query=query))
+        await until(lambda: server.count("run") >= 6)
+        assert journal.events == []
+        del run.chance.randint
+        whole(await viewer)
+
+
+async def test_the_upstreams_pace_goes_first(redis_url: str) -> None:
+    run = hello(shape="assistants")
+    async with ThreadServer(run) as server:
+        server.always["run"] = Fault(headers={"openai-poll-after-ms": "400"})
+        async with relay_for(server, "openai", redis_url) as relay:
+            run.chance.randint = lambda low, high: low  # type: ignore[method-assign]
+            viewer = asyncio.create_task(watch(relay))
+            await asyncio.sleep(1.3)
+            assert 2 <= server.count("run") <= 6
+            viewer.cancel()
+
+
+# --- the runs API ----------------------------------------------------------------------------------------------------
+async def ask(relay: RunningRelay, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    async with relay.session.request(method, relay.url + path, json=body) as response:
+        return response.status, json.loads(await response.read())
+
+
+async def test_a_run_is_found_by_its_thread_and_then_without_it(redis_url: str) -> None:
+    async with ThreadServer(hello()) as server, relay_for(server, "seekrflow", redis_url) as relay:
+        status, body = await ask(relay, "GET", "/v1/runs/run-1")
+        assert (status, body["code"]) == (404, "runs.not_found")
+        assert "thread_id=" in body["message"]
+        assert server.asked == [], "nothing can be asked without a thread"
+        status, body = await ask(relay, "GET", "/v1/runs/run-1?thread_id=another")
+        assert (status, body["code"]) == (404, "runs.not_found")
+        status, body = await ask(relay, "GET", "/v1/runs/run-1?thread_id=thread-1")
+        assert (status, body["run_id"], body["thread_id"], body["provider"]) == (200, "run-1", "thread-1", "seekrflow")
+        status, body = await ask(relay, "GET", "/v1/runs/run-1")
+        assert status == 200
+        status, body = await ask(relay, "GET", "/v1/threads/other/runs/run-1")
+        assert status == 404
+        status, body = await ask(relay, "GET", "/v1/runs/run-1?thread_id=..%2Fx")
+        assert (status, body["code"]) == (422, "validation.error")
+
+
+async def test_lists_are_by_thread_and_say_so(redis_url: str) -> None:
+    async with ThreadServer(hello()) as server, relay_for(server, "seekrflow", redis_url) as relay:
+        status, body = await ask(relay, "GET", "/v1/threads/thread-1/runs?limit=5&order=asc&offset=2")
+        assert (status, [run["run_id"] for run in body]) == (200, ["run-1"])
+        status, body = await ask(relay, "GET", "/v1/runs")
+        assert (status, body["code"]) == (501, "upstream.unsupported")
+        assert "thread" in body["message"]
+        status, body = await ask(relay, "GET", "/v1/threads/thread-1/runs?after=run-0")
+        assert (status, body["details"]["field"]) == (422, "after")
+
+
+async def test_cancel_tells_the_agent_and_input_is_unsupported(redis_url: str) -> None:
+    async with ThreadServer(hello()) as server, relay_for(server, "seekrflow", redis_url, team_id="t-1") as relay:
+        await ask(relay, "GET", "/v1/threads/thread-1/runs/run-1")
+        status, body = await ask(relay, "POST", "/v1/runs/run-1/input", {"content": "x"})
+        assert (status, body["code"]) == (501, "upstream.unsupported")
+        status, body = await ask(relay, "POST", "/v1/runs/run-1:cancel", {})
+        assert (status, body) == (200, {"ok": True})
+        assert server.bodies[-1]["agent_id"] == "default_agent"
+        assert {headers["x-team-id"] for _, _, headers in server.asked} == {"t-1"}
+        journal = await watch(relay)
+        assert types_of(journal)[-1] == "run.cancelled"
+
+
+async def test_an_unsupported_call_is_tried_once(redis_url: str) -> None:
+    async with ThreadServer(hello(shape="assistants")) as server:
+        server.always["cancel"] = Fault(status=405, body="{}")
+        async with relay_for(server, "openai", redis_url) as relay:
+            await ask(relay, "GET", "/v1/threads/thread-1/runs/run-1")
+            for _ in range(3):
+                status, body = await ask(relay, "POST", "/v1/runs/run-1:cancel", {})
+                assert (status, body["code"]) == (501, "upstream.unsupported")
+            assert server.count("cancel") == 1
+
+
+@pytest.mark.parametrize(
+    ("authorization", "sent"), [("auto", "the-key"), ("bearer", "Bearer the-key"), ("raw", "the-key")]
+)
+async def test_the_token_is_written_as_asked(redis_url: str, authorization: str, sent: str) -> None:
+    async with ThreadServer(hello()) as server:
+        async with relay_for(server, "seekrflow", redis_url, authorization=authorization) as relay:
+            await ask(relay, "GET", "/v1/threads/thread-1/runs/run-1")
+            assert server.asked[0][2]["Authorization"] == sent
+
+
+async def test_a_refused_create_is_the_upstreams_refusal(redis_url: str) -> None:
+    for provider, body in (
+        ("seekrflow", '{"detail": "no such agent"}'),
+        ("openai", '{"error": {"message": "no such agent"}}'),
+    ):
+        async with ThreadServer() as server:
+            server.always["runs"] = Fault(status=400, body=body)
+            async with relay_for(server, provider, redis_url) as relay:
+                status, answer = await ask(relay, "POST", "/v1/threads/thread-1/runs", {})
+                assert (status, answer["code"], answer["message"]) == (422, "validation.error", "no such agent")
