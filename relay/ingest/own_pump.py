@@ -124,7 +124,7 @@ class OwnPump(Tenure):
             self.durable_seq = at  # it had come through
         elif made is not None and true and max(at, made.head.generation - 1) >= least:
             await self._go_on(made, claim)
-        elif made is None and not at and not least:
+        elif made is None and not at and not least and not await self._log.has_past(self.key):
             await self._go_on(Assembler(self.key.run_id, named_parts=self._upstream.provider.named_parts), claim)
         else:
             await self._begin_anew(claim)
@@ -373,6 +373,7 @@ class OwnPump(Tenure):
 
     async def _seal(self) -> None:
         assert self.lease is not None
+        await self._log.note_past(self.key, self._thread_id)
         await self._log.seal(self.lease, prev=self.durable_seq, status=self._run.status)
         self.lease = None
         telemetry.RUNS_SEALED.labels(self.key.upstream, self._run.status).inc()

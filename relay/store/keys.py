@@ -34,6 +34,10 @@ class Keys:
         """Who fills `old`, and how far it is."""
         return self._of_run("fill", key)
 
+    def past(self, key: RunKey) -> str:
+        """What outlives the log of a sealed own-seq run: that there was one."""
+        return self._of_run("past", key)
+
     def bell(self, key: RunKey) -> str:
         return self._of_run("bell", key)
 

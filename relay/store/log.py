@@ -24,6 +24,8 @@ from relay.store.old import Old
 from relay.store.options import RetentionOptions
 from relay.store.redis import ScriptCall, Store
 
+_PAST_MS = 30 * 86_400_000
+"""How long it is remembered that an own-seq run had a log: longer than any reader keeps a cursor."""
 _NAMES = 20_000
 """How many runs' key names are remembered: making them takes a checksum and three formats."""
 
@@ -266,8 +268,18 @@ class Log:
         await self._call("thread", [ScriptCall(script, (self.keys.run(key),), (thread_id, self._live_ms))])
 
     async def thread_of(self, key: RunKey) -> str | None:
-        found = (await self._store.run("thread", [("HGET", self.keys.run(key), "thread_id")]))[0]
+        """As far as any process was ever told, also of a run whose log is gone."""
+        commands = [("HGET", self.keys.run(key), "thread_id"), ("GET", self.keys.past(key))]
+        noted, past = await self._store.run("thread", commands)
+        found = noted if noted is not None else past
         return text(found) if found is not None else None
+
+    async def note_past(self, key: RunKey, thread_id: str) -> None:
+        """Events of this run were given numbers: should it be fetched again one day, they must not get them again."""
+        await self._store.run("past", [("SET", self.keys.past(key), thread_id, "PX", _PAST_MS)])
+
+    async def has_past(self, key: RunKey) -> bool:
+        return bool((await self._store.run("past", [("EXISTS", self.keys.past(key))]))[0])
 
     # --- the reader's side ------------------------------------------------------------------------------------------
     async def states(self, keys: Sequence[RunKey]) -> list[LogState | None]:

@@ -76,6 +76,12 @@ class MemoryLog:
         self.sealed = True
         self.fields["status"] = status
 
+    async def note_past(self, key: RunKey, thread_id: str) -> None:
+        await asyncio.sleep(0)
+
+    async def has_past(self, key: RunKey) -> bool:
+        return False
+
     async def thread_of(self, key: RunKey) -> str:
         return "thread-1"
 

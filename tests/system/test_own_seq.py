@@ -175,6 +175,26 @@ async def test_a_flush_begins_a_new_generation_and_readers_are_told(own_redis: E
         assert [event["seq"] for event in page["events"]] == fresh.seqs
 
 
+async def test_a_run_fetched_again_after_its_log_expired_is_a_new_generation(redis_url: str) -> None:
+    """It may be told in other pieces now: a cursor of the first life must not be taken for one of the second."""
+    async with ThreadServer(hello()) as server, relay_for(server, "seekrflow", redis_url) as relay:
+        first = await watch(relay)
+        whole(first)
+        with sync_redis.Redis.from_url(redis_url) as raw:
+            keys = Keys(relay.app.settings.redis.prefix, 64)
+            key = RunKey("main", "run-1")
+            assert 0 < raw.pttl(keys.past(key)) <= 30 * 86_400_000
+            assert raw.delete(keys.log(key), keys.run(key)) == 2
+        returned = Journal()
+        returned.cursor = 2
+        url = relay.events("run-1")
+        async with asyncio.timeout(20):
+            await watch_sse(relay.session, url, returned)  # no thread needed any more
+        assert [data["reason"] for name, data in returned.notices if name == "relay.reset"] == ["rewritten"]
+        assert text_of(returned.events).decode("utf-16-le") == "Hello, world! And more."
+        assert returned.seqs[0] > first.seqs[-1]
+
+
 @pytest.mark.system
 async def test_a_killed_relay_goes_on_from_its_cursor(redis_url: str, tmp_path: Path) -> None:
     """kill -9 in the middle of a text: what follows is numbered on, and nothing is told twice."""
