@@ -103,6 +103,8 @@ class Intake:
             streams.dec()
 
     def _take(self, message: Message) -> None:
+        if self.lost:
+            return  # behind a hole nothing fits on
         self._look(message)
         self._held.append(message)
         self._size += len(message.data)

@@ -23,6 +23,7 @@ from relay.store.keys import Keys
 from tests.support.relay import RelayProcess, RunningRelay, settings_for
 from tests.support.sim_world import text_of
 from tests.support.thread_server import Fault, ThreadServer, hello, until
+from tests.support.upstream import ScriptedUpstream
 from tests.support.viewer import Journal, watch_sse
 from tests.web.raw import serving
 
@@ -107,6 +108,27 @@ async def test_a_run_made_here_streams(redis_url: str) -> None:
             assert len(deltas) >= 4
             assert not any(event.get("synthesized") for event in deltas)
             assert {headers["Authorization"] for _, _, headers in server.asked} == {"Bearer the-key"}
+
+
+async def test_a_create_stream_is_read_on_while_redis_is_away(own_redis: EmbeddedServer) -> None:
+    """It cannot be had again, and blocking it might cancel the run: nothing of it is lost, and nothing told twice."""
+    async with ThreadServer() as server:
+        run = server.next_run = hello(shape="assistants", partial_messages=False)
+        go_on, run.go_on = run.go_on, lambda most=2: None  # type: ignore[method-assign]
+        settings = settings_for(server.url, ingest={"lease_s": 1.0}, redis={"timeout_s": 0.3})
+        upstream = UpstreamOptions("main", "openai", server.url, poll_s=0.05)
+        async with serving(replace(settings, upstreams=(upstream,)), own_redis.url) as relay:
+            await ask(relay, "POST", "/v1/threads/thread-1/runs", {})
+            viewer = asyncio.create_task(watch(relay))
+            await until(lambda: relay.app._pulse.count)
+            with sync_redis.Redis.from_url(own_redis.url) as raw:
+                raw.execute_command("CLIENT", "PAUSE", 1500, "WRITE")
+            run.go_on = go_on  # type: ignore[method-assign]
+            await until(lambda: not server.streams)
+            journal = await viewer
+        whole(journal)
+        assert not any(event.get("synthesized") for event in journal.events)
+        assert journal.seqs == list(range(1, len(journal.seqs) + 1))
 
 
 @pytest.mark.parametrize("cut", [2, 5, 9])
@@ -329,6 +351,23 @@ async def test_lists_are_by_thread_and_say_so(redis_url: str) -> None:
         assert "thread" in body["message"]
         status, body = await ask(relay, "GET", "/v1/threads/thread-1/runs?after=run-0")
         assert (status, body["details"]["field"]) == (422, "after")
+
+
+async def test_a_list_of_all_runs_says_whose_are_left_out(redis_url: str, upstream: ScriptedUpstream) -> None:
+    mine = upstream.add_run([("run.started", {})])
+    async with ThreadServer(hello()) as server:
+        settings = settings_for(upstream.url)
+        both = (*settings.upstreams, UpstreamOptions("seekr", "seekrflow", server.url))
+        async with serving(replace(settings, upstreams=both), redis_url) as relay:
+            async with relay.session.get(f"{relay.url}/v1/runs") as response:
+                assert [run["run_id"] for run in await response.json()] == [mine]
+                assert response.headers["X-Relay-Left-Out"] == "seekr"
+            status, body = await ask(relay, "GET", "/v1/runs/nobody-knows")
+            assert (status, body["message"]) == (
+                404, "no upstream knows this run; a run of seekr is found in its thread: add thread_id="
+            )  # fmt: skip
+            status, body = await ask(relay, "GET", "/v1/threads/thread-1/runs/run-1?upstream=seekr")
+            assert (status, body["upstream"]) == (200, "seekr")
 
 
 async def test_cancel_tells_the_agent_and_input_is_unsupported(redis_url: str) -> None:
