@@ -21,6 +21,8 @@ from relay.ingest.upstream import json_of
 from relay.providers.contract import Ask
 
 _HELD: Final = 8 * 1_048_576
+_SILENT_S: Final = 600.0
+"""How long it may say nothing, as its SDKs allow: it sends no pings, and once given up it is gone. Looks go on."""
 _FIRST: Final = 10
 """Within so many messages a stream must have told which run it is."""
 
@@ -48,7 +50,7 @@ class Intake:
     async def read(self) -> None:
         """Until the stream ends, however that is."""
         try:
-            async with self._upstream.stream(self._ask, json_too=True) as response:
+            async with self._upstream.stream(self._ask, json_too=True, stall_s=_SILENT_S) as response:
                 if response.content_type == "text/event-stream":
                     await self._read(response)
                 else:

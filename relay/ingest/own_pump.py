@@ -27,6 +27,7 @@ from relay.core.events import TERMINAL, Draft, Event
 from relay.core.ids import RunKey, is_id
 from relay.core.observed import Ends, Observation, Odd, Snapshot, Text, Texts
 from relay.core.run import Run
+from relay.core.sse import Message
 from relay.ingest.committer import Committer
 from relay.ingest.intake import Intake
 from relay.ingest.options import IngestOptions
@@ -71,6 +72,10 @@ class OwnPump(Tenure):
         """An append whose outcome is unknown."""
         self._pace_s = 0.0
         self._floor_s = 0.0
+        self._streamed = True
+        """A stream brought something since the last look: it needs no help."""
+        self._whole = True
+        """What the assembler thinks is in the log is there, or in `_pending`."""
         self._begun = self._primed = self._told_end = self._over = False
         self._missing = self._stamped = self._unread = self._unsure = self._refused = 0
         self._looked_at = -math.inf
@@ -114,8 +119,10 @@ class OwnPump(Tenure):
         true = made is not None and made.head.seq == at
         self._missing = self._stamped = self._unread = self._unsure = 0
         self._over = False
-        untouched = self._begun and at == known and (true or (made is None and not at and not self._highest))
-        self._begun = True
+        untouched = (
+            self._begun and self._whole and at == known and (true or (made is None and not at and not self._highest))
+        )
+        self._begun = self._whole = True
         if untouched and pending is not None:
             await self._append(*pending)  # it had not come through, or changes nothing when done again
         elif untouched:
@@ -192,7 +199,7 @@ class OwnPump(Tenure):
         self._made.connected()
         if self._upstream.attach_joins == "live" and self._made.head.started:
             self._made.joins(late=True)
-        body = Body(self._upstream, ask, self._read, kind="follow", event_bytes=self._event_bytes)
+        body = Body(self._upstream, ask, self._read_all, kind="follow", event_bytes=self._event_bytes)
         before, started = self._run.last_seq, self._made.head.started
         self._told_end = False
         await self._follow(body.batches(self._patience_s))
@@ -206,7 +213,10 @@ class OwnPump(Tenure):
     async def _from_intake(self, intake: Intake) -> AsyncGenerator[list[Observation]]:
         async with aclosing(intake.batches(self._patience_s)) as batches:
             async for messages in batches:
-                yield [one for message in messages for one in self._read(message)]
+                yield self._read_all(messages)
+
+    def _read_all(self, messages: Sequence[Message]) -> list[Observation]:
+        return [one for message in messages for one in self._read(message)]
 
     async def _follow(self, batches: AsyncGenerator[list[Observation]]) -> None:
         async with aclosing(batches):
@@ -258,7 +268,8 @@ class OwnPump(Tenure):
             telemetry.UPSTREAM_ODD.labels(self.key.upstream, "unknown_status").inc()
         await self._take([snapshot])
         status = self._verdict(snapshot)
-        aligned = streaming and not self._made.late
+        aligned = streaming and not self._made.late and self._streamed
+        self._streamed = False
         if status is None and snapshot.status != self._run.status:
             await self._append([], {"status": snapshot.status})
             self._run.status = snapshot.status
@@ -342,6 +353,8 @@ class OwnPump(Tenure):
                 telemetry.UPSTREAM_ODD.labels(self.key.upstream, one.what).inc()
             elif isinstance(one, Ends) and one.reason == "error":
                 self._made.said_failed = one.message
+        self._streamed = self._streamed or streamed
+        self._whole = False
         before = self._made.contradictions
         drafts = self._made.replayed(seen, now_text()) if streamed else self._made.take(seen, now_text())
         if self._made.contradictions > before:
@@ -359,13 +372,14 @@ class OwnPump(Tenure):
         events = self._run.admit(drafts).events
         if events:
             await self._append(events, {"status": self._run.status} if self._run.status != status else {})
+        self._whole = True
 
     async def _append(self, events: list[Event], fields: dict[str, str]) -> None:
         """Events, and the cursor that is true of them, in one script call: a crash has both or neither."""
         assert self.lease is not None
         last_seq = events[-1].seq if events else self.durable_seq
         fields = {**self._made.changes(last_seq), **fields}
-        self._pending = (events, fields)
+        self._pending, self._whole = (events, fields), True
         await self._committer.append(Append(self.lease, self.durable_seq, events, fields))
         self._pending = None
         self.durable_seq = last_seq

@@ -44,7 +44,7 @@ class Body(Generic[T]):
     """One event stream. Iterate `batches()`; afterwards `ending` says how it ended."""
 
     def __init__(
-        self, upstream: Client, ask: Ask, read: Callable[[Message], list[T]], *, kind: str, event_bytes: int
+        self, upstream: Client, ask: Ask, read: Callable[[list[Message]], list[T]], *, kind: str, event_bytes: int
     ) -> None:
         self.ending = Ending("open")
         self._upstream = upstream
@@ -76,7 +76,8 @@ class Body(Generic[T]):
 
     def _batch(self, chunk: bytes) -> list[T]:
         self._tail = (self._tail + chunk)[-2:] if chunk else self._tail
-        return [one for message in self._decoder.feed(chunk) for one in self._read(message)]
+        messages = self._decoder.feed(chunk)
+        return self._read(messages) if messages else []
 
 
 class Source(Body[Draft]):
@@ -89,8 +90,9 @@ class Source(Body[Draft]):
         self._provider = upstream.provider
         self._run_id = key.run_id
 
-    def _drafts(self, message: Message) -> list[Draft]:
-        return self._provider.drafts(message, run_id=self._run_id, received_at=now_text())
+    def _drafts(self, messages: list[Message]) -> list[Draft]:
+        received_at, run_id, drafts = now_text(), self._run_id, self._provider.drafts
+        return [draft for one in messages for draft in drafts(one, run_id=run_id, received_at=received_at)]
 
 
 def now_text() -> str:

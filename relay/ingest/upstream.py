@@ -85,15 +85,18 @@ class Client:
         return answer, response.headers
 
     @asynccontextmanager
-    async def stream(self, ask: Ask, *, json_too: bool = False) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def stream(
+        self, ask: Ask, *, json_too: bool = False, stall_s: float | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An open event stream (status 200 and the right content type are made sure of).
 
-        With `json_too` an answer in one piece is taken as well (and any status of success): whoever asks must look.
+        Silence for `stall_s` (None: as configured) ends it. With `json_too` (it is the answer to making something, and may
+        take its time) an answer in one piece is taken as well, and any status of success: whoever asks must look.
         Raises RelayError for a refusal; what happens while the body is read is the reader's to translate.
         """
         try:
-            async with asyncio.timeout(self._connect_s):
-                response = await self._request(ask)
+            async with asyncio.timeout(self._connect_s * (3 if json_too else 1)):
+                response = await self._request(ask, stall_s)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise _translated(error) from error
         self._note_time(response)
@@ -115,7 +118,7 @@ class Client:
             error.details = None
         return error
 
-    def _request(self, ask: Ask) -> Any:
+    def _request(self, ask: Ask, stall_s: float | None = None) -> Any:
         headers = {**ask.headers, **self._credentials, "Accept-Encoding": "identity"}
         if ask.body is not None:
             headers["Content-Type"] = "application/json"
@@ -126,7 +129,7 @@ class Client:
             headers=headers,
             data=ask.body,
             allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s, sock_read=self._stall_s),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s, sock_read=stall_s or self._stall_s),
         )
 
 

@@ -124,7 +124,7 @@ class SimUpstream(OwnUpstream):
         raise NotFound("no such path")
 
     @asynccontextmanager
-    async def stream(self, ask: Ask, *, json_too: bool = False) -> AsyncIterator[Any]:
+    async def stream(self, ask: Ask, *, json_too: bool = False, stall_s: float | None = None) -> AsyncIterator[Any]:
         await asyncio.sleep(0)
         if self.chance.random() < self.trouble:
             raise UpstreamUnavailable("no")
