@@ -8,12 +8,12 @@ stands below the floor reads the log instead. Bounded in bytes; the head is let 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 from relay.core.events import Event
 from relay.core.filters import Types
-from relay.core.wires import Wire
+from relay.core.wires import AnyWire
 
 _MEMO = 256
 """Most slices remembered at once: live viewers share a few; readers catching up each ask for their own."""
@@ -32,21 +32,27 @@ class Slice(NamedTuple):
     """The seq of the last of them, which the client would resume from; 0 if there are none."""
 
 
-def cut(events: Sequence[Event], wire: Wire, types: Types | None, max_bytes: int) -> Slice:
-    """The first events of a non-empty sequence, about `max_bytes` of them (always at least one)."""
+def about(events: Sequence[Event], max_bytes: int) -> int:
+    """How many of the first events are about `max_bytes`: at least one."""
     size, stop = 0, 0
     for event in events:
         size += len(event.json)
         stop += 1
         if size >= max_bytes:
             break
+    return stop
+
+
+def cut(events: Sequence[Event], wire: AnyWire, types: Types | None, max_bytes: int) -> Slice:
+    """The first events of a non-empty sequence, about `max_bytes` of them (always at least one)."""
+    stop = about(events, max_bytes)
     wanted = [event for event in events[:stop] if types is None or types.allows(event.type)]
     told = wanted[-1].seq if wanted else 0
     return Slice(wire.events(wanted), events[stop - 1].seq, len(wanted), told)
 
 
 class Window:
-    __slots__ = ("_events", "_memo", "_seqs", "floor", "last_seq", "size")
+    __slots__ = ("_events", "_memo", "_seqs", "_told", "floor", "last_seq", "size")
 
     def __init__(self, floor: int) -> None:
         self.floor = floor
@@ -56,6 +62,7 @@ class Window:
         self._events: list[Event] = []
         self._seqs: list[int] = []
         self._memo: dict[tuple[int, int, int, Types | None], Slice] = {}
+        self._told: dict[tuple[int, Hashable], Any] = {}
         self.last_seq = floor
         """Of the newest event here; an attribute, because every delivery asks for it."""
 
@@ -68,6 +75,7 @@ class Window:
         if not fresh:
             return 0
         self._memo.clear()
+        self._told.clear()
         self._events += fresh
         self._seqs += [event.seq for event in fresh]
         self.last_seq = self._seqs[-1]
@@ -76,7 +84,7 @@ class Window:
             self._shrink(limit)
         return len(fresh)
 
-    def after(self, cursor: int, wire: Wire, types: Types | None, max_bytes: int) -> Slice | None:
+    def after(self, cursor: int, wire: AnyWire, types: Types | None, max_bytes: int) -> Slice | None:
         """The events behind `cursor`; None if there are none, or if the cursor is below the floor (ask the log)."""
         if cursor < self.floor or cursor >= self.last_seq:
             return None
@@ -87,6 +95,22 @@ class Window:
                 self._memo.clear()
             found = cut(self._events[bisect_right(self._seqs, cursor) :], wire, types, max_bytes)
             self._memo[key] = found
+        return found
+
+    def told(self, cursor: int, key: Hashable, max_bytes: int, tell: Callable[[Sequence[Event]], Any]) -> Any:
+        """What `tell` makes of the events behind `cursor`, about `max_bytes` of them, remembered under `key`.
+
+        None if there are none. Whoever gives an equal key must be told the same.
+        """
+        if cursor < self.floor or cursor >= self.last_seq:
+            return None
+        at = (cursor, key)
+        found = self._told.get(at)
+        if found is None:
+            if len(self._told) >= _MEMO:
+                self._told.clear()
+            events = self._events[bisect_right(self._seqs, cursor) :]
+            found = self._told[at] = tell(events[: about(events, max_bytes)])
         return found
 
     def _shrink(self, limit: int) -> None:

@@ -7,9 +7,9 @@ of them there because a real client looped or crashed without it (one LF after a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from relay.core import sse
 from relay.core.events import Event, encode
@@ -49,6 +49,31 @@ def goodbye(why: Goodbye, after_ms: int) -> Notice:
     return Notice("relay.goodbye", data, None, after_ms)
 
 
+class AnyWire(Protocol):
+    """What carries a run to a reader: a `Wire` of the native face, or a `core.faces.FaceWire` of another one."""
+
+    @property
+    def form(self) -> str: ...
+
+    @property
+    def key(self) -> int: ...
+
+    @property
+    def chunked(self) -> bool: ...
+
+    @property
+    def ping(self) -> bytes: ...
+
+    @property
+    def unframed_ping(self) -> bytes: ...
+
+    def events(self, events: Sequence[Event]) -> bytes: ...
+
+    def notice(self, notice: Notice) -> bytes: ...
+
+    def wrap(self, payload: bytes) -> bytes: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Wire:
     form: Form
@@ -60,7 +85,7 @@ class Wire:
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", _FORMS.index(self.form) * 2 + self.chunked)
 
-    def events(self, events: Iterable[Event]) -> bytes:
+    def events(self, events: Sequence[Event]) -> bytes:
         """All of them joined, ready to be written; empty bytes for none."""
         return self.wrap(b"".join([_EVENT[self.form](event) for event in events]))
 

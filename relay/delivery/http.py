@@ -12,7 +12,7 @@ from aiohttp import web
 
 from relay.core import wires
 from relay.core.goodbye import Goodbye
-from relay.core.wires import Wire
+from relay.core.wires import AnyWire
 from relay.delivery.connection import TransportConnection
 from relay.delivery.options import DeliveryOptions
 from relay.delivery.pulse import Pulse
@@ -31,14 +31,20 @@ async def deliver(
     headers: dict[str, str],
     follow: bool,
     expires_at: float | None,
+    stay_s: float = 0.0,
 ) -> web.StreamResponse:
-    """Answer a request with a subscription, until its end: polite or not, as the reason demands."""
+    """Answer a request with a subscription, until its end: polite or not, as the reason demands.
+
+    `stay_s`: how much longer than the run the response stays open, for clients that hold an earlier end for a cut.
+    """
     response = await _open(request, subscription.wire, headers)
     connection = TransportConnection(request)
     stream = Stream(subscription, connection, options, follow=follow, expires_at=expires_at)
     try:
         with pulse.beating(stream, subscription.wire.form):
             end = await stream.run()
+            if stay_s and end is not None:
+                await stream.linger(stay_s)
         if end is not None:
             connection.write(subscription.wire.notice(end))
         await response.write_eof()
@@ -53,9 +59,9 @@ async def deliver(
     return response
 
 
-async def _open(request: web.Request, wire: Wire, headers: dict[str, str]) -> web.StreamResponse:
+async def _open(request: web.Request, wire: AnyWire, headers: dict[str, str]) -> web.StreamResponse:
     """The 200 and the first bytes, at once."""
-    response = web.StreamResponse(headers={**headers, "Content-Type": CONTENT_TYPE[wire.form]})
+    response = web.StreamResponse(headers={**headers, "Content-Type": CONTENT_TYPE.get(wire.form, "text/event-stream")})
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Accel-Buffering"] = "no"
     if wire.chunked:
@@ -67,7 +73,7 @@ async def _open(request: web.Request, wire: Wire, headers: dict[str, str]) -> we
     return response
 
 
-def last_words(wire: Wire, goodbye: Goodbye, options: DeliveryOptions) -> bytes:
+def last_words(wire: AnyWire, goodbye: Goodbye, options: DeliveryOptions) -> bytes:
     """The goodbye notice, with this client's own share of the jitter."""
     most_ms = options.retry_max_ms - options.retry_min_ms
     if goodbye.most_jitter_ms is not None:

@@ -123,6 +123,19 @@ class Stream:
             self._set_slow(slow=False)
             self._count(time.monotonic())
 
+    async def linger(self, seconds: float) -> None:
+        """After the end: stay open so much longer, with heartbeats. Raises what `run` raises."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._goodbye is None and not self._connection.closing:
+                    self._wake.clear()
+                    await self._wake.wait()
+        except TimeoutError:
+            return
+        if self._goodbye is not None:
+            raise Farewell(self._goodbye)
+        raise ConnectionResetError
+
     async def _catch_up(self) -> None:
         """Write until the window has nothing more behind the cursor and the connection took all of it."""
         while True:
@@ -178,7 +191,7 @@ class Stream:
             self._written += len(part.data)
             self._uncounted += part.sent
         # Behind the window, more than one slice, or the end: all of it is the task's.
-        if sub.cursor < sub.topic.window.last_seq or (sub.topic.state.sealed and sub.ended):
+        if sub.cursor < sub.topic.window.last_seq or ((sub.topic.state.sealed or sub.early) and sub.ended):
             self._wake_up()
 
     def beat(self, now: float) -> None:

@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 from relay.core.events import Event
 from relay.core.filters import Types
 from relay.core.ids import RunKey
 from relay.core.window import Slice, cut
-from relay.core.wires import Wire
+from relay.core.wires import AnyWire
 from relay.fanout.topic import Topic
 from relay.store.log import Log
 from relay.store.old import Behind
@@ -38,24 +38,34 @@ _SLICES = 2
 class Page:
     """The events behind one cursor; never empty."""
 
-    __slots__ = ("_slices", "events", "size")
+    __slots__ = ("_slices", "_told", "events", "size")
 
     def __init__(self, events: Sequence[Event]) -> None:
         self.events = events
         self.size = sum(len(event.json) for event in events)
-        self._slices: dict[tuple[Wire, Types | None], Slice] = {}
+        self._slices: dict[tuple[AnyWire, Types | None], Slice] = {}
+        self._told: dict[Hashable, Any] = {}
 
     @property
     def cost(self) -> int:
         """What keeping it may take: the events, their bytes on the wires, and the objects around them."""
-        return self.size * (1 + _SLICES) + 256 * len(self.events)
+        return self.size * (1 + 2 * _SLICES) + 256 * len(self.events)
 
-    def slice(self, wire: Wire, types: Types | None) -> Slice:
+    def slice(self, wire: AnyWire, types: Types | None) -> Slice:
         found = self._slices.get((wire, types))
         if found is None:
             if len(self._slices) >= _SLICES:  # every filter makes its own bytes: a page must not grow with its readers
                 self._slices.clear()
             found = self._slices[wire, types] = cut(self.events, wire, types, self.size + 1)
+        return found
+
+    def told(self, key: Hashable, tell: Callable[[Sequence[Event]], Any]) -> Any:
+        """What `tell` makes of these events, remembered under `key`."""
+        found = self._told.get(key)
+        if found is None:
+            if len(self._told) >= _SLICES:
+                self._told.clear()
+            found = self._told[key] = tell(self.events)
         return found
 
 

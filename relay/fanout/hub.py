@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 from relay import telemetry
 from relay.core.errors import StoreUnavailable
+from relay.core.faces import Fold
 from relay.core.filters import Types
 from relay.core.ids import RunKey
-from relay.core.wires import Wire
+from relay.core.wires import AnyWire
+from relay.fanout.folding import FoldSubscription
 from relay.fanout.follower import Follower
 from relay.fanout.history import History
 from relay.fanout.options import FanoutOptions
@@ -144,8 +146,12 @@ class Hub:
             await self._wants.probe(topic.key)
             await topic.refresh()
 
-    def subscribe(self, topic: Topic, cursor: int, wire: Wire, types: Types | None) -> Subscription:
+    def subscribe(self, topic: Topic, cursor: int, wire: AnyWire, types: Types | None) -> Subscription:
         return Subscription(topic, self._history, cursor, wire, types, self._options.page_bytes)
+
+    def subscribe_fold(self, topic: Topic, cursor: int, wire: AnyWire, fold: Fold) -> FoldSubscription:
+        """A reader of a face whose frames have to fit together."""
+        return FoldSubscription(topic, self._history, cursor, wire, fold, self._options.page_bytes)
 
     async def _until_ready(self, topic: Topic) -> None:
         try:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from relay.core.filters import Types
 from relay.core.window import Slice
-from relay.core.wires import Notice, Wire, reset
-from relay.fanout.history import Gone, History
+from relay.core.wires import AnyWire, Notice, reset
+from relay.fanout.history import Gone, History, Page
 from relay.fanout.topic import Topic
 
 
@@ -18,7 +18,7 @@ class Subscription:
     __slots__ = ("_history", "_max_bytes", "cursor", "topic", "types", "wire")
 
     def __init__(
-        self, topic: Topic, history: History, cursor: int, wire: Wire, types: Types | None, max_bytes: int
+        self, topic: Topic, history: History, cursor: int, wire: AnyWire, types: Types | None, max_bytes: int
     ) -> None:
         self.topic = topic
         self.cursor = cursor
@@ -27,6 +27,9 @@ class Subscription:
         self.types = types
         self._history = history
         self._max_bytes = max_bytes
+
+    early = False
+    """Whether it may end before its run is sealed."""
 
     @property
     def behind(self) -> bool:
@@ -55,6 +58,9 @@ class Subscription:
         if isinstance(page, Gone):
             await self.topic.refresh()  # is it a new generation?
             return self._missed(page.upto, "rewritten" if self.topic.state.rewritten(self.cursor) else "trimmed")
+        return self._slice_of(page)
+
+    def _slice_of(self, page: Page) -> Slice:
         found = page.slice(self.wire, self.types)
         self.cursor = found.upto
         return found
