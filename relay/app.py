@@ -42,8 +42,12 @@ from relay.web import door, listener, routes
 from relay.web.admit import Admit
 from relay.web.directory import Directory
 from relay.web.events import Events
+from relay.web.faces.ground import Ground
+from relay.web.faces.mounts import Mounts
+from relay.web.faces.routes import mounted
 from relay.web.health import Health
 from relay.web.once import Once
+from relay.web.resends import Resends
 from relay.web.runs import Runs
 from relay.web.tokens import Tokens
 from relay.web.ui import Dashboard
@@ -91,6 +95,7 @@ class App:
         )
         self._tokens = Tokens(token_secret)
         self._once = Once(self._store, keys)
+        self._resends = Resends(self._store, keys)
         self._pulse = Pulse(settings.limits.connections)
         self._public: list[web.BaseSite] = []
         self._say = telemetry.logger()
@@ -190,7 +195,13 @@ class App:
         directory = Directory(upstreams, self._log, hub)
         runs = Runs(directory, self._log, ingestor, self._tokens, self._once)
         events = Events(directory, hub, self._pulse, self.settings.delivery)
-        public = door.build(routes.public(runs, events, Dashboard()), admit, body_bytes=self.settings.limits.body_bytes)
+        mounts = Mounts(self.settings.faces.root)
+        ground = Ground(directory, hub, self._log, ingestor, self._pulse, self.settings.delivery, self._resends)
+        all_routes = [
+            *routes.public(runs, events, Dashboard(), at_root=mounts.root == "native"),
+            *mounted(mounts, ground, runs, keys_are_ours=self.settings.auth.mode != "none"),
+        ]
+        public = door.build(all_routes, admit, body_bytes=self.settings.limits.body_bytes, refuse=mounts.refusal)
         self.address = await self._listen(stack, public, "server", server.host, server.port, self._listeners)
         # Nothing of what was built so far ever becomes garbage: keep the collector from walking it again and again.
         gc.collect()

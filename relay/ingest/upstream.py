@@ -109,6 +109,41 @@ class Client:
         finally:
             response.close()  # never back into the pool: a half-read stream is of no use to anyone
 
+    @asynccontextmanager
+    async def passage(
+        self, method: str, path: str, query: str, headers: list[tuple[str, str]], body: AsyncIterator[bytes] | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Somebody else's request, as it is: none of our credentials, no redirect followed, the body not decoded.
+
+        What goes wrong is raised as a RelayError.
+        """
+        try:
+            async with asyncio.timeout(self._connect_s * 6):
+                response = await self._session.request(
+                    method,
+                    URL(f"{self._base}{path}{'?' + query if query else ''}", encoded=True),
+                    headers=headers,
+                    data=body,
+                    allow_redirects=False,
+                    skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+                    auto_decompress=False,
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s),
+                )
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise _translated(error) from error
+        try:
+            yield response
+        finally:
+            response.close()
+
+    async def pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """The body of a passage as it comes; a break in it is a ConnectionError."""
+        try:
+            async for piece in response.content.iter_any():
+                yield piece
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ConnectionResetError("the upstream broke off") from error
+
     def _refusal(self, response: aiohttp.ClientResponse, answer: object) -> RelayError:
         """What the upstream's refusal means; whatever it says, it must not tell our callers our credentials."""
         error = self._system.error(response.status, response.headers, answer)

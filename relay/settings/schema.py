@@ -21,7 +21,7 @@ from relay.fanout.options import FanoutOptions
 from relay.ingest.options import IngestOptions, UpstreamOptions
 from relay.store.options import EmbeddedOptions, RedisOptions, RetentionOptions
 from relay.telemetry import LogOptions
-from relay.web.options import AuthOptions, LimitOptions, ServerOptions
+from relay.web.options import AuthOptions, FacesOptions, LimitOptions, ServerOptions
 
 Key: TypeAlias = tuple[str | int, ...]
 Kind: TypeAlias = Any
@@ -44,6 +44,7 @@ class Settings:
     fanout: FanoutOptions = field(default_factory=FanoutOptions)
     delivery: DeliveryOptions = field(default_factory=DeliveryOptions)
     drain: DrainOptions = field(default_factory=DrainOptions)
+    faces: FacesOptions = field(default_factory=FacesOptions)
     limits: LimitOptions = field(default_factory=LimitOptions)
     auth: AuthOptions = field(default_factory=AuthOptions)
     log: LogOptions = field(default_factory=LogOptions)

@@ -61,16 +61,18 @@ class Admit:
         self._hosts = _LOOPBACK_NAMES | {server.host.lower()} | {host.lower() for host in server.allowed_hosts}
         self._origins = frozenset(origin.lower() for origin in server.cors_origins)
 
-    def __call__(self, request: web.Request, access: Access) -> Principal:
+    def __call__(
+        self, request: web.Request, access: Access, *, raw_key: bool = False, any_body: bool = False
+    ) -> Principal:
         """The principal of a request that may come in; a RelayError for one that may not."""
         self.check_host(request)
         if len(request.rel_url.raw_query_string) > QUERY_BYTES:
             raise InvalidRequest.field("query", "too long", f"at most {QUERY_BYTES} bytes")
         if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD) or _is_websocket(request):
             self._check_origin(request)
-        if request.body_exists and request.content_type != "application/json":
+        if request.body_exists and not any_body and request.content_type != "application/json":
             raise UnsupportedMediaType("a request body must be application/json")
-        return self._principal(request, access)
+        return self._principal(request, access, raw_key=raw_key)
 
     def check_host(self, request: web.Request) -> None:
         """Only names that are ours: a page that rebinds its own name to our address must not reach us."""
@@ -96,7 +98,7 @@ class Admit:
                 "this Origin may not act here; server.cors_origins names those that may", code="http.origin_not_allowed"
             )
 
-    def _principal(self, request: web.Request, access: Access) -> Principal:
+    def _principal(self, request: web.Request, access: Access, *, raw_key: bool) -> Principal:
         if access is Access.OPEN:
             return Principal("anyone")
         header = request.headers.get(hdrs.AUTHORIZATION)
@@ -107,7 +109,7 @@ class Admit:
             raise Forbidden("closed: no admin key is configured", code="auth.forbidden")
         if self._mode == "none" and access is not Access.ADMIN:
             return Principal("anyone")
-        principal = self._key(header)
+        principal = self._key(header, raw=raw_key)
         if access is Access.ADMIN and not principal.admin:
             raise Forbidden("this key is not an admin key")
         return principal
@@ -118,10 +120,12 @@ class Admit:
             raise Forbidden("a viewer token may only read its run")
         return Principal(f"{name} (viewer)", run=key, expires_at=time.monotonic() + expires_at - time.time())
 
-    def _key(self, header: str | None) -> Principal:
+    def _key(self, header: str | None, *, raw: bool) -> Principal:
         if header is None:
             raise Unauthenticated("send an API key as Authorization: Bearer")
         scheme, _, presented = header.partition(" ")
+        if raw and not presented.strip():
+            scheme, presented = "bearer", scheme
         if scheme.lower() != "bearer" or not presented.strip():
             raise Unauthenticated("Authorization must be: Bearer <key>", code="auth.invalid_authorization")
         digest = "sha256:" + hashlib.sha256(presented.strip().encode("utf-8", "surrogateescape")).hexdigest()

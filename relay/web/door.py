@@ -38,18 +38,28 @@ class Route:
     endpoint: Endpoint
     name: str
     """How the route is called in metrics."""
+    raw_key: bool = False
+    """`Authorization: <key>` without a scheme is taken as well (one vendor's SDK sends it so)."""
+    any_body: bool = False
+    """The body goes to an upstream as it is: it need not be JSON."""
 
 
-def build(routes: list[Route], admit: Admit, *, body_bytes: int) -> web.Application:
-    """An application in which every request, also one that no route takes, passes the door."""
+Refuse = Callable[[RelayError, web.Request], web.Response]
+
+
+def build(routes: list[Route], admit: Admit, *, body_bytes: int, refuse: Refuse | None = None) -> web.Application:
+    """An application in which every request, also one that no route takes, passes the door.
+
+    `refuse` words the refusals; None: the native envelope.
+    """
     known: dict[web.AbstractRoute, Route] = {}
-    app = web.Application(middlewares=[_boundary(known, admit)], client_max_size=body_bytes)
+    app = web.Application(middlewares=[_boundary(known, admit, refuse or refusal)], client_max_size=body_bytes)
     for route in routes:
         known[app.router.add_route(route.method, route.path, route.endpoint)] = route
     return app
 
 
-def _boundary(known: Mapping[web.AbstractRoute, Route], admit: Admit) -> Any:
+def _boundary(known: Mapping[web.AbstractRoute, Route], admit: Admit, refuse: Refuse) -> Any:
     @web.middleware
     async def boundary(request: web.Request, handler: Endpoint) -> web.StreamResponse:
         trace_id = uuid.uuid4().hex
@@ -65,7 +75,7 @@ def _boundary(known: Mapping[web.AbstractRoute, Route], admit: Admit) -> Any:
             try:
                 response = await _admitted(request, handler, route, admit)
             except Exception as error:  # the request boundary: the client gets an envelope whatever happened
-                response = refusal(_translated(error, request, trace_id), request)
+                response = refuse(_translated(error, request, trace_id), request)
         telemetry.REQUESTS.labels(route.name if route else "none", str(response.status)).inc()
         if not response.prepared:
             response.headers.update(request[HEADERS])
@@ -81,7 +91,7 @@ async def _admitted(request: web.Request, endpoint: Endpoint, route: Route | Non
             return web.Response(status=204)
         return await endpoint(request)
     try:
-        request[PRINCIPAL] = admit(request, route.access)
+        request[PRINCIPAL] = admit(request, route.access, raw_key=route.raw_key, any_body=route.any_body)
     except RelayError as error:
         telemetry.REFUSED.labels(error.code).inc()
         raise
@@ -93,7 +103,12 @@ def refusal(error: RelayError, request: web.Request) -> web.Response:
     body: dict[str, Any] = {"code": error.code, "message": error.message, "trace_id": request[TRACE_ID]}
     if error.details is not None:
         body["details"] = error.details
-    response = json_response(body, status=error.status)
+    return worded(error, error.status, body)
+
+
+def worded(error: RelayError, status: int, body: object, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A refusal in anybody's words, with the headers every refusal has."""
+    response = json_response(body, status=status, headers=dict(headers or {}))
     response.headers.update(challenge(error))
     if error.retry_after_s is not None:
         response.headers[hdrs.RETRY_AFTER] = str(max(1, round(error.retry_after_s)))

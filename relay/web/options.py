@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from relay.core.options import Secret
 
@@ -25,6 +26,12 @@ class ServerOptions:
     rebound); `*` allows any. Guards against DNS rebinding."""
     cors_origins: tuple[str, ...] = ()
     """Origins (`https://app.example.com`) whose pages may read and act; the server's own origin always may."""
+
+
+@dataclass(frozen=True, slots=True)
+class FacesOptions:
+    root: Literal["native", "arkloop", "seekrflow", "openai"] = "native"
+    """The API shape served at `/`. Each is always at its own name too: /native, /arkloop, /seekrflow, /openai."""
 
 
 @dataclass(frozen=True, slots=True)

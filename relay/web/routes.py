@@ -13,8 +13,8 @@ from relay.web.runs import Runs
 from relay.web.ui import Dashboard
 
 
-def public(runs: Runs, events: Events, dashboard: Dashboard) -> list[Route]:
-    """The native face, at the root and at /native (so that another face may take the root), and the dashboard.
+def public(runs: Runs, events: Events, dashboard: Dashboard, *, at_root: bool = True) -> list[Route]:
+    """The native face, at the root (unless another face takes it) and at /native, and the dashboard.
 
     `{run_id:.*}` takes hostile ids too: they are refused by name instead of falling through to some other route.
     """
@@ -30,7 +30,7 @@ def public(runs: Runs, events: Events, dashboard: Dashboard) -> list[Route]:
         Route("GET", "/v1/runs/{run_id:[^/]*}", Access.ACT, runs.get, "get_run"),
     ]
     return [
-        *native,
+        *(native if at_root else ()),
         *(Route(route.method, f"/native{route.path}", route.access, route.endpoint, route.name) for route in native),
         Route("GET", "/ui", Access.OPEN, dashboard.index, "ui"),
         Route("GET", "/ui/app.js", Access.OPEN, dashboard.script, "ui"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import pytest
@@ -41,3 +43,11 @@ def chromium() -> str:
         if Path(path).exists():
             return path
     missing("Chromium", "install it (Debian: apt-get install chromium) to run the browser tests")
+
+
+def sdk(name: str) -> ModuleType:
+    """A vendor's own client."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        missing(f"the package {name}", "pip install 'run-relay[clients]'")

@@ -1,0 +1,233 @@
+"""What all faces stand on: the run of a path, creating one, following one, and what a run waits for.
+
+Everything here is in native words; each face puts them into its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from aiohttp import hdrs, web
+
+from relay.core.errors import NotFound, RelayError
+from relay.core.events import TERMINAL, Event, encode
+from relay.core.faces import FaceWire, Fold
+from relay.core.filters import Types
+from relay.core.ids import RunKey, checked_id
+from relay.delivery import http
+from relay.delivery.options import DeliveryOptions
+from relay.delivery.pulse import Pulse
+from relay.fanout.hub import Hub, Wants
+from relay.fanout.topic import Topic
+from relay.ingest.upstream import Upstream
+from relay.providers import native, wishes
+from relay.store.log import Log
+from relay.web.directory import Directory
+from relay.web.door import HEADERS, PRINCIPAL
+from relay.web.requests import the_run, upstream_hint
+from relay.web.resends import Attempt, Resends
+
+_KNOWN_S: Final = 30.0
+_KNOWN: Final = 2000
+_TAIL: Final = (32, 512, 8192)
+"""How far back a run's last question, or its end, is looked for: first where it nearly always is."""
+_CURRENT_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    directory: Directory
+    hub: Hub
+    log: Log
+    wants: Wants
+    pulse: Pulse
+    delivery: DeliveryOptions
+    resends: Resends
+    known: OrderedDict[RunKey, tuple[float, dict[str, Any]]] = field(default_factory=OrderedDict)
+    """What never changes of runs, with the time it was learnt."""
+
+    # --- which upstream ---------------------------------------------------------------------------------------------
+    def upstream(self, request: web.Request, face: str) -> Upstream:
+        """The one a request goes to that names no run: the named one, the only one, or the only one of this shape."""
+        found = self.directory.candidates(upstream_hint(request))
+        alike = [upstream for upstream in found if upstream.provider.name == face]
+        if len(found) > 1 and len(alike) == 1:
+            return alike[0]
+        return self.directory.only(upstream_hint(request))
+
+    # --- one run ----------------------------------------------------------------------------------------------------
+    async def key(self, request: web.Request) -> RunKey:
+        return await the_run(request, self.directory)
+
+    async def run(self, request: web.Request) -> tuple[RunKey, dict[str, Any]]:
+        """The run of the path as it is now, in native form; somebody asks for it, so from now on it is pumped."""
+        return await self.now(request, await self.key(request))
+
+    async def now(self, request: web.Request, key: RunKey) -> tuple[RunKey, dict[str, Any]]:
+        run = await self.named(key, await self.directory.run(key))
+        self._check_thread(request, run)
+        if run["status"] not in TERMINAL:
+            self.wants.want(key)
+        return key, run
+
+    async def facts(self, request: web.Request, key: RunKey) -> dict[str, Any]:
+        """What never changes of a run, from memory if it is there; also while its upstream is away."""
+        at, run = self.known.get(key, (0.0, None))
+        if run is None or time.monotonic() - at > _KNOWN_S:
+            try:
+                run = await self.named(key, await self.directory.fetch(key))
+            except NotFound:
+                raise
+            except RelayError:
+                run = run or {"run_id": key.run_id, "thread_id": request.match_info.get("thread_id")}
+            else:
+                self.known[key] = (time.monotonic(), run)
+                while len(self.known) > _KNOWN:
+                    self.known.popitem(last=False)
+        self._check_thread(request, run)
+        return run
+
+    async def named(self, key: RunKey, run: dict[str, Any]) -> dict[str, Any]:
+        """The run with its agent and model, from its first event where its row does not say them."""
+        if native.agent_of(run) and run.get("model"):
+            return run
+        head = (await self.log.read([(key, 0, 1)]))[0]
+        said = native.read(head[0]).data if head and head[0].type == "run.started" else {}
+        agent, model = native.agent_of(run) or native.agent_of(said), run.get("model") or said.get("model")
+        return {**run, "agent_id": agent or None, "model": model}
+
+    def _check_thread(self, request: web.Request, run: Mapping[str, Any]) -> None:
+        thread_id = request.match_info.get("thread_id")
+        if thread_id is not None and run.get("thread_id") not in (None, thread_id):
+            raise NotFound("this run is of another thread")
+
+    async def last(self, key: RunKey, wanted: Callable[[Event], bool]) -> native.Said | None:
+        """The last event of a log that is wanted; None if it holds none, or none near its end."""
+        for most in _TAIL:
+            events = await self.log.tail(key, most)
+            for event in reversed(events):
+                if wanted(event) and not (said := native.read(event)).nested:
+                    return said
+            if len(events) < most:
+                break
+        return None
+
+    async def asked(self, key: RunKey) -> native.Asked | None:
+        """What a run waits for."""
+        said = await self.last(key, lambda event: event.type == "run.waiting_for_input")
+        return native.asked(said) if said is not None else None
+
+    # --- creating ---------------------------------------------------------------------------------------------------
+    async def create(
+        self, request: web.Request, face: str, body: dict[str, Any], thread_id: str
+    ) -> tuple[RunKey, dict[str, Any]]:
+        """A new run, or that of the same request sent before: its name, and what the upstream said of it."""
+        upstream = self.upstream(request, face)
+        words = wishes.body_for(upstream.provider.name, face, body)
+
+        async def create() -> dict[str, Any]:
+            return upstream.provider.created(await upstream.ask(upstream.provider.create_run(thread_id, words)))
+
+        async def busy_with() -> dict[str, Any] | None:
+            newest = next(iter(await self.of_thread(upstream, thread_id)), None)
+            return newest if newest is not None and newest["status"] not in TERMINAL else None
+
+        async def active(run_id: str) -> bool:
+            state = (await self.log.states([RunKey(upstream.name, run_id)]))[0]
+            return state is None or state.status not in TERMINAL
+
+        answer = await self.resends.do(
+            RunKey(upstream.name, thread_id),
+            _caller(request),
+            encode([face, body]),
+            _attempt(request),
+            create=create,
+            active=active,
+            busy_with=busy_with,
+        )
+        key = RunKey(upstream.name, str(answer["run_id"]))
+        self.wants.want(key)
+        return key, answer
+
+    # --- acting -----------------------------------------------------------------------------------------------------
+    async def cancel(self, key: RunKey, last_seen_seq: int) -> None:
+        upstream = self.directory.upstreams[key.upstream]
+        await upstream.ask(upstream.provider.cancel_run(key.run_id, last_seen_seq=last_seen_seq))
+
+    async def answer(self, key: RunKey, content: str) -> None:
+        """What a run waits for."""
+        upstream = self.directory.upstreams[key.upstream]
+        await upstream.ask(upstream.provider.provide_input(key.run_id, content))
+
+    # --- lists ------------------------------------------------------------------------------------------------------
+    async def of_thread(self, upstream: Upstream, thread_id: str) -> list[dict[str, Any]]:
+        """A thread's runs in native form, newest first: as many as its upstream gives at once."""
+        ask = upstream.provider.list_thread_runs(thread_id, limit=upstream.provider.list_limit)
+        found = upstream.provider.runs(await upstream.ask(ask))
+        return await self.directory.complete(upstream, [{**run, "thread_id": thread_id} for run in found])
+
+    # --- following --------------------------------------------------------------------------------------------------
+    async def tell(
+        self, request: web.Request, key: RunKey, wire: FaceWire, fold: Fold, *, cursor: int = 0
+    ) -> web.StreamResponse:
+        """The run as a fold, from behind `cursor` to its end (or to where it waits)."""
+        async with self.hub.topic(key) as topic:
+            if topic.state.status == "waiting_for_input":  # is it still? a stream that rests must not rest on old news
+                await self.hub.primed(topic, _CURRENT_S)
+            subscription = self.hub.subscribe_fold(topic, cursor, _framed(wire, request), fold)
+            return await self._deliver(request, subscription)
+
+    async def pass_on(
+        self,
+        request: web.Request,
+        topic: Topic,
+        wire: FaceWire,
+        *,
+        cursor: int,
+        types: Types | None,
+        follow: bool,
+        stay_s: float,
+    ) -> web.StreamResponse:
+        """The run event by event."""
+        subscription = self.hub.subscribe(topic, cursor, _framed(wire, request), types)
+        return await self._deliver(request, subscription, follow=follow, stay_s=stay_s)
+
+    async def _deliver(
+        self, request: web.Request, subscription: Any, *, follow: bool = True, stay_s: float = 0.0
+    ) -> web.StreamResponse:
+        return await http.deliver(
+            request,
+            subscription,
+            self.pulse,
+            self.delivery,
+            headers=request[HEADERS],
+            follow=follow,
+            expires_at=request[PRINCIPAL].expires_at,
+            stay_s=stay_s,
+        )
+
+
+def _framed(wire: FaceWire, request: web.Request) -> FaceWire:
+    return replace(wire, chunked=request.version >= (1, 1))
+
+
+def thread_of(request: web.Request) -> str:
+    return checked_id("thread_id", request.match_info["thread_id"])
+
+
+def _caller(request: web.Request) -> str:
+    """Who sends a request again would send the same credentials."""
+    shown = hashlib.sha256(request.headers.get(hdrs.AUTHORIZATION, "").encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{request[PRINCIPAL].name} {shown}"
+
+
+def _attempt(request: web.Request) -> Attempt:
+    count = request.headers.get("x-stainless-retry-count")
+    if count is None:
+        return "unknown"
+    return "first" if count.strip() in ("", "0") else "again"

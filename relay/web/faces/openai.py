@@ -1,0 +1,174 @@
+"""The OpenAI Assistants face: runs under `/threads/{thread}/runs`, with and without `/v1` before it (clients differ)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+
+from relay.core.cursor import count_of
+from relay.core.errors import Conflict, InvalidRequest, NotFound, Unsupported
+from relay.core.ids import RunKey
+from relay.providers import native
+from relay.providers.openai import face
+from relay.providers.openai.face_stream import WIRE, RunFold, things
+from relay.web.door import json_response
+from relay.web.faces.ground import Ground, thread_of
+from relay.web.requests import json_body
+from relay.web.runs import INPUT_BYTES
+
+_PAGE = 500
+
+
+class OpenAi:
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+
+    # --- runs -------------------------------------------------------------------------------------------------------
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        body = await json_body(request)
+        stream = _stream(body)
+        with self._ground.pulse.place():
+            key, _ = await self._ground.create(request, "openai", body, thread_of(request))
+            if stream:
+                return await self._tell(request, key)
+        return json_response(await self._shown(*await self._ground.now(request, key)))
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        return json_response(await self._shown(*await self._ground.run(request)))
+
+    async def list(self, request: web.Request) -> web.StreamResponse:
+        """One page. Of an upstream that pages no further, its newest runs are what there is."""
+        thread_id = thread_of(request)
+        limit = count_of(request.query, "limit", default=20, low=1, high=100)
+        order = request.query.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise InvalidRequest.field("order", "not an order", "asc or desc")
+        upstream = self._ground.upstream(request, "openai")
+        runs = await self._ground.of_thread(upstream, thread_id)
+        if order == "asc":
+            runs.reverse()
+        runs, has_more = _page(runs, request.query.get("after"), request.query.get("before"), limit)
+        shown = [await self._shown(RunKey(upstream.name, str(run["run_id"])), run) for run in runs]
+        return json_response(face.listed(shown, has_more=has_more))
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """A run's stream for whoever did not create it; from its beginning. Not in the vendor's API."""
+        with self._ground.pulse.place():
+            return await self._tell(request, await self._ground.key(request))
+
+    async def cancel(self, request: web.Request) -> web.StreamResponse:
+        key, run = await self._ground.run(request)
+        await self._ground.cancel(key, int(run["last_seq"]))
+        return json_response(await self._shown(*await self._ground.now(request, key)))
+
+    async def submit(self, request: web.Request) -> web.StreamResponse:
+        """The answer to what a run waits for; with `stream`, what follows it."""
+        body = await json_body(request)
+        stream = _stream(body)
+        with self._ground.pulse.place():
+            key, run = await self._ground.run(request)
+            content = _content(await self._awaited(key, run), body)
+            state = (await self._ground.log.states([key]))[0]
+            await self._ground.answer(key, content)
+            if stream:
+                cursor = state.last_seq if state is not None else 0
+                return await self._tell(request, key, cursor=cursor, resumed=True)
+        return json_response(await self._shown(key, {**run, "status": "running"}))
+
+    async def _awaited(self, key: RunKey, run: dict[str, Any]) -> native.Asked:
+        asked = await self._ground.asked(key) if run["status"] == "waiting_for_input" else None
+        if asked is None:
+            raise Conflict(f"this run does not wait for tool outputs: it is {face.STATUS.get(run['status'])}")
+        return asked
+
+    async def _tell(
+        self, request: web.Request, key: RunKey, *, cursor: int = 0, resumed: bool = False
+    ) -> web.StreamResponse:
+        fold = RunFold(await self._ground.facts(request, key), resumed=resumed)
+        return await self._ground.tell(request, key, WIRE, fold, cursor=cursor)
+
+    async def _shown(self, key: RunKey, run: dict[str, Any]) -> dict[str, Any]:
+        """A run in this shape, with what only its events say: what it waits for, and why it failed."""
+        if run["status"] == "waiting_for_input":
+            asked = await self._ground.asked(key)
+            return face.run(run, action=face.action(asked) if asked is not None else None)
+        if run["status"] in ("failed", "interrupted") and not run.get("error"):
+            said = await self._ground.last(key, lambda event: event.type in ("run.failed", "run.interrupted"))
+            if said is not None:
+                code, message = native.failure(said)
+                run = {**run, "error": {"code": code, "message": message}}
+        return face.run(run)
+
+    # --- messages and steps, where another shape is behind ------------------------------------------------------------
+    async def messages(self, request: web.Request) -> web.StreamResponse:
+        """The messages one run has made (`?run_id=`), from its events."""
+        run_id = request.query.get("run_id")
+        if not run_id:
+            raise Unsupported("a thread's messages are its upstream's; here only those of one run: give run_id")
+        thread_of(request)
+        key = await self._ground.directory.find(run_id, request.query.get("upstream"))
+        return await self._things(request, key, "thread.message")
+
+    async def steps(self, request: web.Request) -> web.StreamResponse:
+        return await self._things(request, await self._ground.key(request), "thread.run.step")
+
+    async def _things(self, request: web.Request, key: RunKey, kind: str) -> web.StreamResponse:
+        limit = count_of(request.query, "limit", default=20, low=1, high=100)
+        fold = RunFold(await self._ground.facts(request, key))
+        found: dict[str, dict[str, Any]] = {}
+        async with self._ground.hub.topic(key) as topic:
+            await self._ground.hub.primed(topic, 5.0)
+            state, cursor = fold.begin(), 0
+            while events := (await self._ground.log.read([(key, cursor, _PAGE)]))[0]:
+                state = things(fold, state, events, found)
+                cursor = events[-1].seq
+                await asyncio.sleep(0)
+        items = [item for item in found.values() if item["object"] == kind]
+        if request.query.get("order", "desc") == "desc":
+            items.reverse()
+        items, has_more = _page(items, request.query.get("after"), request.query.get("before"), limit, name="id")
+        return json_response(face.listed(items, has_more=has_more))
+
+
+def _stream(body: dict[str, Any]) -> bool:
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise InvalidRequest.field("stream", "not a truth value", "true or false")
+    return bool(stream)
+
+
+def _page(
+    items: list[dict[str, Any]], after: str | None, before: str | None, limit: int, *, name: str = "run_id"
+) -> tuple[list[dict[str, Any]], bool]:
+    """The items behind `after` and before `before`, and whether there are more of them."""
+    ids = [item[name] for item in items]
+    for given in (after, before):
+        if given and given not in ids:
+            raise NotFound("this cursor is nothing of this list")
+    rest = items[ids.index(after) + 1 if after else 0 : ids.index(before) if before else None]
+    if before and not after:
+        return rest[-limit:], len(rest) > limit
+    return rest[:limit], len(rest) > limit
+
+
+def _content(asked: native.Asked, body: dict[str, Any]) -> str:
+    """The one answer a run is given; InvalidRequest unless exactly what it waits for is answered."""
+    outputs = body.get("tool_outputs")
+    if not isinstance(outputs, list) or not all(isinstance(item, dict) for item in outputs):
+        raise InvalidRequest.field("tool_outputs", "missing or not a list of objects", "a list")
+    given = {item.get("tool_call_id"): item.get("output") for item in outputs}
+    wanted = [call.id for call in asked.calls]
+    if sorted(map(str, given)) != sorted(wanted):
+        raise InvalidRequest.field("tool_outputs", "not those this run waits for", ", ".join(wanted))
+    if len(wanted) != 1:
+        raise Unsupported("the upstream behind this face takes one answer at a time")
+    content = given[wanted[0]]
+    if not isinstance(content, str) or not content.strip():
+        raise InvalidRequest.field(
+            "tool_outputs", "an output is missing or empty", f"a text of 1 to {INPUT_BYTES} bytes"
+        )
+    if len(content.encode("utf-8", "surrogatepass")) > INPUT_BYTES:
+        raise InvalidRequest.field("tool_outputs", "too large", f"at most {INPUT_BYTES} bytes of UTF-8")
+    return content

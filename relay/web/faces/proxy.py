@@ -1,0 +1,113 @@
+"""Everything of a vendor's API that is no run: passed to an upstream of that shape, with the viewer's own credentials.
+
+Bytes both ways, nothing kept, nothing followed. Our own token is never sent, and neither is a key of ours: where callers
+come in with a relay key, the upstream's credentials are theirs to send as `X-Upstream-Authorization`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+from aiohttp import hdrs, web
+
+from relay.core.errors import NotFound, TooLarge, Unsupported
+from relay.web.door import HEADERS
+from relay.web.faces.ground import Ground
+
+CREDENTIALS: Final = "X-Upstream-Authorization"
+BODY_BYTES: Final = 32 * 1_048_576
+"""Largest request body passed on; what comes back is not bounded, for none of it is kept."""
+
+_HOP: Final = frozenset(
+    {
+        "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
+        "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+_NOT_SENT: Final = _HOP | {"host", "content-length", "authorization", "cookie", "origin", "referer", "forwarded"}
+_NOT_GIVEN: Final = _HOP | {"content-length", "set-cookie", "server", "x-trace-id", "alt-svc"}
+
+
+class Proxy:
+    def __init__(self, ground: Ground, *, keys_are_ours: bool) -> None:
+        self._ground = ground
+        self._keys_are_ours = keys_are_ours
+        """The Authorization that let a caller in is a key of this relay."""
+
+    def of(self, face: str, mount: str) -> _Passage:
+        """What one mount passes on."""
+        return _Passage(self._ground, face, mount, keys_are_ours=self._keys_are_ours)
+
+
+class _Passage:
+    def __init__(self, ground: Ground, face: str, mount: str, *, keys_are_ours: bool) -> None:
+        self._ground = ground
+        self._face = face
+        self._mount = mount
+        self._keys_are_ours = keys_are_ours
+
+    async def carry(self, request: web.Request) -> web.StreamResponse:
+        upstream = self._ground.upstream(request, self._face)
+        if upstream.provider.name != self._face:
+            raise Unsupported(f"the upstream behind this face is no {self._face}: only its runs can be served")
+        path = request.raw_path.partition("?")[0].removeprefix(self._mount)
+        _check_path(path)
+        headers = self._sent(request)
+        async with upstream.passage(
+            request.method, path, request.rel_url.raw_query_string, headers, _body(request)
+        ) as answer:
+            response = web.StreamResponse(status=answer.status, headers=request[HEADERS])
+            for name, value in answer.headers.items():
+                if name.lower() not in _NOT_GIVEN and not name.lower().startswith("access-control-"):
+                    response.headers.add(name, value)
+            if hdrs.CONTENT_LENGTH in answer.headers:
+                response.content_length = int(answer.headers[hdrs.CONTENT_LENGTH])
+            await response.prepare(request)
+            try:
+                async for piece in upstream.pieces(answer):
+                    await response.write(piece)
+            except BaseException:
+                if request.transport is not None:
+                    request.transport.abort()  # cut short: it must not look complete
+                raise
+            await response.write_eof()
+            return response
+
+    def _sent(self, request: web.Request) -> list[tuple[str, str]]:
+        named = {item.strip().lower() for item in request.headers.get(hdrs.CONNECTION, "").split(",")}
+        sent = [
+            (name, value)
+            for name, value in request.headers.items()
+            if (low := name.lower()) not in _NOT_SENT
+            and low not in named
+            and not low.startswith(("x-relay-", "x-forwarded-", "x-upstream-"))
+        ]
+        own = request.headers.get(CREDENTIALS if self._keys_are_ours else hdrs.AUTHORIZATION)
+        return [*sent, (hdrs.AUTHORIZATION, own)] if own is not None else sent
+
+
+def _check_path(path: str) -> None:
+    """Only what says plainly what it means: a path that means another one once decoded could leave the API."""
+    low = path.lower()
+    if not path.startswith("/") or any(bad in low for bad in ("//", "\\", "%2f", "%5c", "%2e", "%00", "/../", "/./")):
+        raise NotFound("there is nothing at this path", code="http.not_found")
+    if low.endswith(("/..", "/.")):
+        raise NotFound("there is nothing at this path", code="http.not_found")
+
+
+def _body(request: web.Request) -> AsyncIterator[bytes] | None:
+    if not request.body_exists:
+        return None
+    if (request.content_length or 0) > BODY_BYTES:
+        raise TooLarge(f"a body passed on may have {BODY_BYTES} bytes")
+    return _bounded(request)
+
+
+async def _bounded(request: web.Request) -> AsyncIterator[bytes]:
+    size = 0
+    async for piece in request.content.iter_any():
+        size += len(piece)
+        if size > BODY_BYTES:
+            raise TooLarge(f"a body passed on may have {BODY_BYTES} bytes")
+        yield piece

@@ -1,0 +1,103 @@
+"""Every route of the faces. What no route takes goes to an upstream of that shape, or is refused in the face's words."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import hdrs, web
+
+from relay.web.admit import Access
+from relay.web.door import Endpoint, Route
+from relay.web.faces.arkloop import Arkloop
+from relay.web.faces.ground import Ground
+from relay.web.faces.mounts import Mounts
+from relay.web.faces.openai import OpenAi
+from relay.web.faces.proxy import Proxy
+from relay.web.faces.seekrflow import SeekrFlow
+from relay.web.runs import Runs
+
+_RUNS: Final = "/threads/{thread_id:.*}/runs"
+_RUN: Final = "/threads/{thread_id:.*}/runs/{run_id:[^/]*}"
+_REST: Final = "{rest:.*}"
+_REST_OF_ROOT: Final = "{rest:(?!(?:native|ui|arkloop|seekrflow|openai)(?:/|$)).*}"
+"""What stands at a name of its own is no part of the face at the root."""
+_PASSED: Final = (hdrs.METH_GET, hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_PATCH, hdrs.METH_DELETE)
+
+_Row = tuple[str, str, Endpoint, str]
+
+
+def mounted(mounts: Mounts, ground: Ground, runs: Runs, *, keys_are_ours: bool) -> list[Route]:
+    proxy = Proxy(ground, keys_are_ours=keys_are_ours)
+    rows = {
+        "arkloop": _arkloop(Arkloop(ground), runs),
+        "seekrflow": _seekrflow(SeekrFlow(ground), runs),
+        "openai": _openai(OpenAi(ground)),
+    }
+    routes = []
+    for face, table in rows.items():
+        raw = face == "seekrflow"
+        for mount in mounts.prefixes(face):
+            carry = proxy.of(face, mount).carry
+            things = _things(ground, OpenAi(ground), carry) if face == "openai" else []
+            for method, path, endpoint, name in [*table, *things]:
+                routes.append(Route(method, mount + path, Access.ACT, endpoint, f"{face}_{name}", raw_key=raw))
+            for method in _PASSED:
+                path = f"{mount}/{_REST if mount else _REST_OF_ROOT}"
+                routes.append(Route(method, path, Access.ACT, carry, f"{face}_passed", raw_key=raw, any_body=True))
+    return routes
+
+
+def _things(ground: Ground, face: OpenAi, carry: Endpoint) -> list[_Row]:
+    """Messages and steps: the upstream's own where it has this shape, else what a run's events say of them."""
+
+    def either(own: Endpoint) -> Endpoint:
+        async def choose(request: web.Request) -> web.StreamResponse:
+            alike = ground.upstream(request, "openai").provider.name == "openai"
+            return await (carry if alike else own)(request)
+
+        return choose
+
+    rows: list[_Row] = [
+        ("GET", "/threads/{thread_id:.*}/messages", either(face.messages), "messages"),
+        ("GET", f"{_RUN}/steps", either(face.steps), "steps"),
+    ]
+    return [*rows, *((method, f"/v1{path}", endpoint, name) for method, path, endpoint, name in rows)]
+
+
+def _arkloop(face: Arkloop, runs: Runs) -> list[_Row]:
+    run = "/v1/runs/{run_id:[^/:]*}"
+    return [
+        ("POST", f"/v1{_RUNS}", face.create, "create_run"),
+        ("GET", f"/v1{_RUNS}", face.list_thread, "list_thread_runs"),
+        ("GET", "/v1/runs", face.list_all, "list_runs"),
+        ("GET", f"{run}/events", face.events, "events"),
+        ("POST", f"{run}/input", runs.input, "input"),
+        ("POST", f"{run}:cancel", face.cancel, "cancel"),
+        ("GET", run, face.get, "get_run"),
+    ]
+
+
+def _seekrflow(face: SeekrFlow, runs: Runs) -> list[_Row]:
+    return [
+        ("POST", f"/v1{_RUNS}", face.create, "create_run"),
+        ("POST", f"/v1{_RUNS}/stream/vercel", face.create_stream, "create_stream"),
+        ("GET", f"/v1{_RUNS}", face.list, "list_runs"),
+        ("GET", f"/v1{_RUN}/attach", face.attach, "attach"),
+        ("POST", f"/v1{_RUN}/cancel", face.cancel, "cancel"),
+        # Not in the vendor's API, which has no way to answer a run that waits.
+        ("POST", f"/v1{_RUN}/input", runs.input, "input"),
+        ("GET", f"/v1{_RUN}", face.get, "get_run"),
+    ]
+
+
+def _openai(face: OpenAi) -> list[_Row]:
+    rows: list[_Row] = [
+        ("POST", _RUNS, face.create, "create_run"),
+        ("GET", _RUNS, face.list, "list_runs"),
+        ("GET", f"{_RUN}/stream", face.stream, "stream"),
+        ("POST", f"{_RUN}/cancel", face.cancel, "cancel"),
+        ("POST", f"{_RUN}/submit_tool_outputs", face.submit, "submit"),
+        ("GET", _RUN, face.get, "get_run"),
+    ]
+    # Its own clients put /v1 into the base URL, those of Minds do not.
+    return [*rows, *((method, f"/v1{path}", endpoint, name) for method, path, endpoint, name in rows)]

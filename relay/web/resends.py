@@ -1,0 +1,129 @@
+"""A create that its client sends again because it heard no answer makes one run, although it carries no idempotency key.
+
+The vendors' SDKs resend a POST blindly when a connection breaks. One request is known by its caller, thread and body. A
+second one like it waits for the first one's answer and gets the same. After that answer: a client that says it tries
+again (`x-stainless-retry-count`) gets it for two minutes, one that says it does not never gets it, and one that says
+nothing gets it for a moment, as long as the run goes on (a thread has one active run, so a second would be refused).
+
+An upstream that did not answer may have made the run. The next try asks it again, and if it says that the thread is busy
+the run that keeps it busy is the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Literal
+
+from relay.core.errors import Conflict, Overloaded, RelayError, UpstreamTimeout, UpstreamUnavailable
+from relay.core.events import decode, encode
+from relay.core.ids import RunKey
+from relay.store.keys import Keys
+from relay.store.redis import Store
+
+Attempt = Literal["first", "again", "unknown"]
+Answer = dict[str, Any]
+
+_PENDING: Final = b"pending"
+_UNCLEAR: Final = b"unclear"
+_PENDING_MS: Final = 35_000
+"""Longer than an upstream may take to answer: who died meanwhile is not waited for much longer than that."""
+_KEPT_MS: Final = 120_000
+_MOMENT_S: Final = 20.0
+"""All of seekrai's tries lie within it."""
+_PATIENCE_S: Final = 40.0
+_LOOK_S: Final = 0.1
+
+
+class Resends:
+    """Answers are kept in Redis, so that a second try may reach any process."""
+
+    def __init__(self, store: Store, keys: Keys) -> None:
+        self._store = store
+        self._keys = keys
+
+    async def do(
+        self,
+        where: RunKey,
+        caller: str,
+        body: bytes,
+        attempt: Attempt,
+        *,
+        create: Callable[[], Awaitable[Answer]],
+        active: Callable[[str], Awaitable[bool]],
+        busy_with: Callable[[], Awaitable[Answer | None]],
+    ) -> Answer:
+        """The answer of `create`, called once for all requests that are the same one."""
+        name = self._name(where, b"resend", caller.encode(), body)
+        waited = doubtful = False
+        last: Answer | None = None
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline:
+            stored = (await self._store.run("once", [("GET", name)]))[0]
+            if stored is None:
+                if attempt == "again" and last is not None:
+                    return last
+                if await self._claimed(name):
+                    return await self._create(name, create, busy_with if doubtful else None)
+            elif stored == _PENDING:
+                waited = doubtful = True  # doubtful: whoever was first may die over it
+                await asyncio.sleep(_LOOK_S)
+            elif stored == _UNCLEAR:
+                doubtful = True
+                name = self._name(where, name.encode(), _UNCLEAR)
+            else:
+                kept = decode(stored)
+                answer: Answer = kept["answer"]
+                if waited or (attempt == "unknown" and await _goes_on(kept, active)):
+                    return answer
+                last = answer
+                # That one was another request: what follows it has the next name, the same for everybody.
+                name = self._name(where, name.encode(), str(answer["run_id"]).encode())
+        raise Overloaded("the same request is still under way", code="runs.under_way", retry_after_s=2.0)
+
+    def _name(self, where: RunKey, *parts: bytes) -> str:
+        return self._keys.once(where, hashlib.sha256(b"\n".join([str(where).encode(), *parts])).hexdigest())
+
+    async def _claimed(self, name: str) -> bool:
+        answers = await self._store.run("once", [("SET", name, _PENDING, "NX", "PX", _PENDING_MS)])
+        return answers[0] is not None
+
+    async def _create(
+        self,
+        name: str,
+        create: Callable[[], Awaitable[Answer]],
+        busy_with: Callable[[], Awaitable[Answer | None]] | None,
+    ) -> Answer:
+        try:
+            answer = await _adopting(create, busy_with)
+        except (UpstreamUnavailable, UpstreamTimeout):
+            await self._store.run("once", [("SET", name, _UNCLEAR, "PX", _KEPT_MS)])
+            raise
+        except RelayError:
+            await self._store.run("once", [("DEL", name)])
+            raise
+        except BaseException:  # cancelled: what the upstream made of it nobody knows
+            await asyncio.shield(self._store.run("once", [("SET", name, _UNCLEAR, "PX", _KEPT_MS)]))
+            raise
+        kept = encode({"at": time.time(), "answer": answer})
+        await self._store.run("once", [("SET", name, kept, "PX", _KEPT_MS)])
+        return answer
+
+
+async def _adopting(
+    create: Callable[[], Awaitable[Answer]], busy_with: Callable[[], Awaitable[Answer | None]] | None
+) -> Answer:
+    try:
+        return await create()
+    except Conflict:
+        found = await busy_with() if busy_with is not None else None
+        if found is None:
+            raise
+        return found
+
+
+async def _goes_on(kept: dict[str, Any], active: Callable[[str], Awaitable[bool]]) -> bool:
+    """Whether the answer is a moment old and its run not over: then a request like it is that one, sent again."""
+    return bool(time.time() - kept["at"] < _MOMENT_S and await active(str(kept["answer"]["run_id"])))

@@ -1,0 +1,45 @@
+"""The matrix of docs/compatibility.md, filled by the tests themselves.
+
+A test says which cell it fills with `@pytest.mark.cell("late join")`; its module says which client and face it speaks for
+(`CLIENT`, `FACE`). The matrix is printed after the tests, and written where `RELAY_COMPATIBILITY` says.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients import matrix
+
+_RESULTS: dict[tuple[str, str, str, str], list[str]] = {}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """With the report, because the matrix is made by another process than the one that tests."""
+    found = item.get_closest_marker("cell")
+    if found is not None:
+        module: Any = item.module  # type: ignore[attr-defined]
+        item.user_properties.append(("cell", (matrix.UPSTREAM, module.FACE, module.CLIENT, found.args[0])))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    for name, value in report.user_properties:
+        if name == "cell" and (report.when == "call" or report.outcome != "passed"):
+            cell: Any = tuple(value)  # type: ignore[arg-type]
+            _RESULTS.setdefault(cell, []).append(report.outcome)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not _RESULTS:
+        return
+    results = {cell: matrix.verdict(outcomes) for cell, outcomes in _RESULTS.items()}
+    terminalreporter.section("compatibility")
+    for line in matrix.table(results):
+        terminalreporter.line(line)
+    place = os.environ.get("RELAY_COMPATIBILITY")
+    if place:
+        Path(place).write_text(matrix.document(results), "utf-8")

@@ -1,0 +1,49 @@
+"""A wire that breaks: passes bytes on, and resets its first connections so long after they began to ask."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+
+@asynccontextmanager
+async def cutting(url: str, *, after_s: float, times: int) -> AsyncIterator[str]:
+    """An address before `url` whose first `times` requests lose their connection `after_s` after they were sent."""
+    target = urlsplit(url)
+    left = times
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal left
+        there_reader, there_writer = await asyncio.open_connection(target.hostname, target.port)
+
+        async def back() -> None:
+            while data := await there_reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+            writer.close()
+
+        pouring = asyncio.create_task(back())
+        try:
+            while data := await reader.read(65536):
+                if left > 0 and data.startswith(b"POST"):
+                    left -= 1
+                    asyncio.get_running_loop().call_later(after_s, writer.transport.abort)
+                there_writer.write(data)
+                await there_writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            there_writer.close()
+            writer.close()
+            pouring.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+                await pouring
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
