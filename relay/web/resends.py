@@ -2,8 +2,9 @@
 
 The vendors' SDKs resend a POST blindly when a connection breaks. One request is known by its caller, thread and body. A
 second one like it waits for the first one's answer and gets the same. After that answer: a client that says it tries
-again (`x-stainless-retry-count`) gets it for two minutes, one that says it does not never gets it, and one that says
-nothing gets it for a moment, as long as the run goes on (a thread has one active run, so a second would be refused).
+again (`x-stainless-retry-count`) gets it for two minutes, and one that says it does not never gets it. One that says
+nothing gets it if nobody was there any more to hear it; else for a moment, as long as the run goes on (a thread has one
+active run, so a second would be refused).
 
 An upstream that did not answer may have made the run. The next try asks it again, and if it says that the thread is busy
 the run that keeps it busy is the answer.
@@ -51,11 +52,15 @@ class Resends:
         body: bytes,
         attempt: Attempt,
         *,
+        listening: Callable[[], bool],
         create: Callable[[], Awaitable[Answer]],
         active: Callable[[str], Awaitable[bool]],
         busy_with: Callable[[], Awaitable[Answer | None]],
     ) -> Answer:
-        """The answer of `create`, called once for all requests that are the same one."""
+        """The answer of `create`, called once for all requests that are the same one.
+
+        `listening`: the client is still there. `active`: a run is not over. `busy_with`: the run a thread is busy with.
+        """
         name = self._name(where, b"resend", caller.encode(), body)
         waited = doubtful = False
         last: Answer | None = None
@@ -66,7 +71,7 @@ class Resends:
                 if attempt == "again" and last is not None:
                     return last
                 if await self._claimed(name):
-                    return await self._create(name, create, busy_with if doubtful else None)
+                    return await self._create(name, listening, create, busy_with if doubtful else None)
             elif stored == _PENDING:
                 waited = doubtful = True  # doubtful: whoever was first may die over it
                 await asyncio.sleep(_LOOK_S)
@@ -76,7 +81,9 @@ class Resends:
             else:
                 kept = decode(stored)
                 answer: Answer = kept["answer"]
-                if waited or (attempt == "unknown" and await _goes_on(kept, active)):
+                if waited or (attempt == "unknown" and await _is_this_one(kept, active)):
+                    if listening() and not kept["heard"]:
+                        await self._keep(name, {**kept, "heard": True})
                     return answer
                 last = answer
                 # That one was another request: what follows it has the next name, the same for everybody.
@@ -93,6 +100,7 @@ class Resends:
     async def _create(
         self,
         name: str,
+        listening: Callable[[], bool],
         create: Callable[[], Awaitable[Answer]],
         busy_with: Callable[[], Awaitable[Answer | None]] | None,
     ) -> Answer:
@@ -107,9 +115,11 @@ class Resends:
         except BaseException:  # cancelled: what the upstream made of it nobody knows
             await asyncio.shield(self._store.run("once", [("SET", name, _UNCLEAR, "PX", _KEPT_MS)]))
             raise
-        kept = encode({"at": time.time(), "answer": answer})
-        await self._store.run("once", [("SET", name, kept, "PX", _KEPT_MS)])
+        await self._keep(name, {"at": time.time(), "answer": answer, "heard": listening()})
         return answer
+
+    async def _keep(self, name: str, kept: dict[str, Any]) -> None:
+        await self._store.run("once", [("SET", name, encode(kept), "PX", _KEPT_MS)])
 
 
 async def _adopting(
@@ -124,6 +134,8 @@ async def _adopting(
         return found
 
 
-async def _goes_on(kept: dict[str, Any], active: Callable[[str], Awaitable[bool]]) -> bool:
-    """Whether the answer is a moment old and its run not over: then a request like it is that one, sent again."""
+async def _is_this_one(kept: dict[str, Any], active: Callable[[str], Awaitable[bool]]) -> bool:
+    """Whether a request like the answered one, that does not say so, is that one sent again."""
+    if not kept["heard"]:
+        return True
     return bool(time.time() - kept["at"] < _MOMENT_S and await active(str(kept["answer"]["run_id"])))

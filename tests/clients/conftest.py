@@ -1,7 +1,8 @@
 """The matrix of docs/compatibility.md, filled by the tests themselves.
 
-A test says which cell it fills with `@pytest.mark.cell("late join")`; its module says which client and face it speaks for
-(`CLIENT`, `FACE`). The matrix is printed after the tests, and written where `RELAY_COMPATIBILITY` says.
+A test says which cell it fills with `@pytest.mark.cell("late join")`; its module says for which face (`FACE`) and which
+client (`CLIENT`, or `CLIENTS` by the test's parameter `kind`). The matrix is printed after the tests, and written where
+`RELAY_COMPATIBILITY` says.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     found = item.get_closest_marker("cell")
     if found is not None:
         module: Any = item.module  # type: ignore[attr-defined]
-        item.user_properties.append(("cell", (matrix.UPSTREAM, module.FACE, module.CLIENT, found.args[0])))
+        kind = item.callspec.params.get("kind") if hasattr(item, "callspec") else None
+        client = module.CLIENTS[kind] if kind is not None else module.CLIENT
+        item.user_properties.append(("cell", (matrix.UPSTREAM, module.FACE, client, found.args[0])))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

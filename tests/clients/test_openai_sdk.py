@@ -1,4 +1,4 @@
-"""The openai SDK (asynchronous), unchanged: its base URL is our OpenAI face, and an Arkloop upstream is behind it."""
+"""The openai SDK, unchanged: its base URL is our OpenAI face, and an Arkloop upstream is behind it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import signal
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from relay.web.options import KeyOptions
 from tests.clients import stage
 from tests.clients.cutting import cutting
 from tests.clients.stage import SAID
+from tests.clients.threaded import Later, Threaded
 from tests.support import upstream_faults as faults
 from tests.support.needs import sdk
 from tests.support.relay import RelayProcess, RunningRelay, running
 from tests.support.upstream import ScriptedUpstream
 
 FACE = "openai"
-CLIENT = "openai 2.54.0 (async)"
+CLIENTS = {"async": "openai 2.54.0 (async)", "sync": "openai 2.54.0 (sync)"}
 
 pytestmark = [
     pytest.mark.clients,
@@ -31,15 +33,28 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=["/openai", "/openai/v1"])
-async def stand(
-    request: pytest.FixtureRequest, upstream: ScriptedUpstream, redis_url: str
-) -> AsyncIterator[tuple[RunningRelay, Any]]:
-    """A relay and the SDK's client for it, under both base URLs that its users have."""
+@asynccontextmanager
+async def client_of(kind: str, url: str, **options: Any) -> AsyncIterator[Any]:
+    """The SDK's client; a synchronous one is driven in threads. Each kind under one of the base URLs its users have."""
     openai = sdk("openai")
-    delivery = {"heartbeat_s": 3.0}
-    async with running(upstream.url, redis_url, delivery=delivery) as relay:
-        async with openai.AsyncOpenAI(api_key="k", base_url=relay.url + request.param) as client:
+    if kind == "async":
+        async with openai.AsyncOpenAI(**{"api_key": "k", "base_url": f"{url}/openai", **options}) as client:
+            yield client
+    else:
+        with openai.OpenAI(**{"api_key": "k", "base_url": f"{url}/openai/v1", **options}) as client:
+            yield Threaded(client)
+
+
+@pytest.fixture(params=CLIENTS)
+async def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+async def stand(kind: str, upstream: ScriptedUpstream, redis_url: str) -> AsyncIterator[tuple[RunningRelay, Any]]:
+    """A relay, and the SDK's threads on it."""
+    async with running(upstream.url, redis_url, delivery={"heartbeat_s": 3.0}) as relay:
+        async with client_of(kind, relay.url) as client:
             yield relay, client.beta.threads
 
 
@@ -48,7 +63,13 @@ def attach(threads: Any, run_id: str, thread_id: str) -> Any:
     openai = sdk("openai")
     events = importlib.import_module("openai.types.beta").AssistantStreamEvent
     path = f"/threads/{thread_id}/runs/{run_id}/stream"
-    return threads._client.get(path, cast_to=events, stream=True, stream_cls=openai.AsyncStream[events])
+    inner = threads._inner if isinstance(threads, Threaded) else threads
+    stream = openai.Stream if isinstance(threads, Threaded) else openai.AsyncStream
+
+    def ask() -> Any:
+        return inner._client.get(path, cast_to=events, stream=True, stream_cls=stream[events])
+
+    return Later(ask) if isinstance(threads, Threaded) else ask()
 
 
 async def heard(stream: Any) -> list[Any]:
@@ -262,7 +283,7 @@ async def test_a_run_that_waits_is_answered_without_a_stream(stand: Any, upstrea
 @pytest.mark.cell("upstream cut")
 async def test_upstream_cuts_are_not_noticed(stand: Any, upstream: ScriptedUpstream) -> None:
     _, threads = stand
-    upstream.every_create = stage.whole(dt_ms=5)
+    upstream.every_create = stage.whole(dt_ms=60)
     for fault in (
         faults.cut(after_events=2), faults.clean_eof(after_events=2), faults.half_frame(after_events=1),
         faults.junk_eof(after_events=1), faults.status(503),
@@ -285,18 +306,18 @@ async def test_a_silent_run_is_kept_alive(stand: Any, upstream: ScriptedUpstream
     check_whole(events)
 
 
-async def test_refusals_are_the_sdks_own_errors(upstream: ScriptedUpstream, redis_url: str) -> None:
+async def test_refusals_are_the_sdks_own_errors(kind: str, upstream: ScriptedUpstream, redis_url: str) -> None:
     """By the door, by a route, by no route, and by an upstream that has no such thing."""
     openai = sdk("openai")
     key = {"name": "k", "hash": "sha256:" + "0" * 64}
     auth = {"mode": "api_keys", "keys": (KeyOptions(**key),)}
     async with running(upstream.url, redis_url, auth=auth) as relay:
-        async with openai.AsyncOpenAI(api_key="wrong", base_url=f"{relay.url}/openai", max_retries=0) as client:
+        async with client_of(kind, relay.url, api_key="wrong", max_retries=0) as client:
             with pytest.raises(openai.AuthenticationError) as caught:
                 await client.beta.threads.runs.retrieve("r", thread_id="t")
             assert caught.value.body["code"] == "auth.invalid_api_key"
     async with running(upstream.url, redis_url) as relay:
-        async with openai.AsyncOpenAI(api_key="k", base_url=f"{relay.url}/openai") as client:
+        async with client_of(kind, relay.url) as client:
             with pytest.raises(openai.BadRequestError):
                 await client.beta.threads.runs.retrieve("a..b", thread_id="t")
             with pytest.raises(openai.BadRequestError):
@@ -313,12 +334,13 @@ async def test_refusals_are_the_sdks_own_errors(upstream: ScriptedUpstream, redi
 # --- relay restart and blind resends, with a relay that can be killed --------------------------------------------------
 @pytest.mark.cell("relay restart")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_relay_that_is_restarted(upstream: ScriptedUpstream, tmp_path: Path, number: signal.Signals) -> None:
+async def test_a_relay_that_is_restarted(
+    kind: str, upstream: ScriptedUpstream, tmp_path: Path, number: signal.Signals
+) -> None:
     """The stream breaks with an error, never with a tidy end; attached again, it is whole."""
-    openai = sdk("openai")
     run_id = upstream.play(stage.opening(SAID[:9]), thread_id="t1")
     async with RelayProcess(upstream.url, tmp_path) as relay:
-        async with openai.AsyncOpenAI(api_key="k", base_url=f"{relay.url}/openai") as client:
+        async with client_of(kind, relay.url, max_retries=8) as client:  # a refused connection is tried again
             events = []
             with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):  # noqa: PT012
                 async for event in await attach(client.beta.threads, run_id, "t1"):
@@ -326,8 +348,7 @@ async def test_a_relay_that_is_restarted(upstream: ScriptedUpstream, tmp_path: P
                     if text_of(events) == SAID[:9] and event.event == "thread.message.delta":
                         await relay.signal(number)
             starting = asyncio.create_task(relay.start())
-            patient = client.with_options(max_retries=8)  # the SDK tries a refused connection again
-            run = await patient.beta.threads.runs.retrieve(run_id, thread_id="t1")
+            run = await client.beta.threads.runs.retrieve(run_id, thread_id="t1")
             await starting
             assert run.status == "in_progress"
             stage.finish(upstream, run_id, SAID[9:])
@@ -336,13 +357,14 @@ async def test_a_relay_that_is_restarted(upstream: ScriptedUpstream, tmp_path: P
 
 @pytest.mark.cell("blind resend")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_create_sent_again_makes_one_run(upstream: ScriptedUpstream, redis_url: str, stream: bool) -> None:
+async def test_a_create_sent_again_makes_one_run(
+    kind: str, upstream: ScriptedUpstream, redis_url: str, stream: bool
+) -> None:
     """The connection breaks before the answer, as often as the SDK tries; only the last try gets through."""
-    openai = sdk("openai")
     upstream.every_create = stage.whole(dt_ms=3)
     upstream.fault(faults.Fault(target="create", delay_s=0.7), times=None)
     async with running(upstream.url, redis_url) as relay, cutting(relay.url, after_s=0.4, times=2) as url:
-        async with openai.AsyncOpenAI(api_key="k", base_url=f"{url}/openai") as client:
+        async with client_of(kind, url) as client:
             answer = await client.beta.threads.runs.create("t1", assistant_id="p1", stream=stream)
             if stream:
                 check_whole(await heard(answer))

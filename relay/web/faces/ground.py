@@ -146,6 +146,7 @@ class Ground:
             _caller(request),
             encode([face, body]),
             _attempt(request),
+            listening=lambda: request.transport is not None and not request.transport.is_closing(),
             create=create,
             active=active,
             busy_with=busy_with,
