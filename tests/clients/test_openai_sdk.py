@@ -199,6 +199,7 @@ async def test_late_join(stand: Any, upstream: ScriptedUpstream) -> None:
     """In the middle of a run and after its end: all of it, from the run's creation on."""
     _, threads = stand
     run_id = upstream.play(stage.opening("" + SAID[:20]), thread_id="t1")
+    await upstream.played(run_id)
     first, second = await attach(threads, run_id, "t1"), None
     events = []
     async for event in first:
@@ -339,6 +340,7 @@ async def test_a_relay_that_is_restarted(
 ) -> None:
     """The stream breaks with an error, never with a tidy end; attached again, it is whole."""
     run_id = upstream.play(stage.opening(SAID[:9]), thread_id="t1")
+    await upstream.played(run_id)
     async with RelayProcess(upstream.url, tmp_path) as relay:
         async with client_of(kind, relay.url, max_retries=8) as client:  # a refused connection is tried again
             events = []

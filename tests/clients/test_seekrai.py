@@ -175,6 +175,7 @@ async def test_cancel(stand: Any, upstream: ScriptedUpstream) -> None:
 async def test_late_join(stand: Any, upstream: ScriptedUpstream) -> None:
     _, seekr = stand
     run_id = upstream.play(stage.opening(SAID[:20]), thread_id="t1")
+    await upstream.played(run_id)
     chunks: list[Chunk] = []
     second = None
     async for chunk in seekr.attach(run_id, "t1"):
@@ -194,6 +195,7 @@ async def test_late_join(stand: Any, upstream: ScriptedUpstream) -> None:
 async def test_failed_run(stand: Any, upstream: ScriptedUpstream) -> None:
     _, seekr = stand
     run_id = upstream.play(stage.opening("Hel"), thread_id="t1")
+    await upstream.played(run_id)
     upstream.finish(run_id, "run.failed", {"error_class": "x.y", "message": "no luck"})
     chunks = await heard(seekr.attach(run_id, "t1"))
     assert {"type": "error", "errorText": "no luck"} in chunks
@@ -206,6 +208,7 @@ async def test_a_run_that_waits_is_answered(stand: Any, upstream: ScriptedUpstre
     """The vendor's API cannot answer; this face takes an answer where Arkloop does, and the stream goes on."""
     relay, seekr = stand
     run_id = upstream.play(stage.opening(SAID[:9]), thread_id="t1")
+    await upstream.played(run_id)
     chunks: list[Chunk] = []
     async for chunk in seekr.attach(run_id, "t1"):
         chunks.append(chunk)
@@ -239,6 +242,7 @@ async def test_a_silent_run_is_kept_alive(kind: str, upstream: ScriptedUpstream,
     async with running(upstream.url, redis_url, delivery={"heartbeat_s": 3.0}) as relay:
         seekr = Seekr(kind, relay.url, timeout=2.5)  # shorter than the silence
         run_id = upstream.play(stage.opening(SAID[:9]), thread_id="t1")
+        await upstream.played(run_id)
         chunks: list[Chunk] = []
         async for chunk in seekr.attach(run_id, "t1"):
             chunks.append(chunk)
@@ -254,6 +258,7 @@ async def test_a_relay_that_is_restarted(
 ) -> None:
     """The stream breaks with an error, never with a tidy end; attached again, it is whole."""
     run_id = upstream.play(stage.opening(SAID[:9]), thread_id="t1")
+    await upstream.played(run_id)
     async with RelayProcess(upstream.url, tmp_path) as relay:
         seekr = Seekr(kind, relay.url, max_retries=8)
         chunks: list[Chunk] = []

@@ -11,7 +11,8 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from relay.core.errors import NotFound, TooLarge, Unsupported
+from relay.core.errors import NotFound, RelayError, TooLarge, Unsupported
+from relay.ingest.upstream import Upstream
 from relay.web.door import HEADERS
 from relay.web.faces.ground import Ground
 
@@ -53,10 +54,19 @@ class _Passage:
             raise Unsupported(f"the upstream behind this face is no {self._face}: only its runs can be served")
         path = request.raw_path.partition("?")[0].removeprefix(self._mount)
         _check_path(path)
-        headers = self._sent(request)
-        async with upstream.passage(
-            request.method, path, request.rel_url.raw_query_string, headers, _body(request)
-        ) as answer:
+        body = _Body(request)
+        try:
+            if not body.too_large:
+                return await self._carried(request, upstream, path, body)
+        except RelayError:
+            if not body.too_large:
+                raise
+        raise TooLarge(f"a body passed on may have {BODY_BYTES} bytes")
+
+    async def _carried(self, request: web.Request, upstream: Upstream, path: str, body: _Body) -> web.StreamResponse:
+        query, sent = request.rel_url.raw_query_string, self._sent(request)
+        pieces = body.pieces() if request.body_exists else None
+        async with upstream.passage(request.method, path, query, sent, pieces) as answer:
             response = web.StreamResponse(status=answer.status, headers=request[HEADERS])
             for name, value in answer.headers.items():
                 if name.lower() not in _NOT_GIVEN and not name.lower().startswith("access-control-"):
@@ -96,18 +106,18 @@ def _check_path(path: str) -> None:
         raise NotFound("there is nothing at this path", code="http.not_found")
 
 
-def _body(request: web.Request) -> AsyncIterator[bytes] | None:
-    if not request.body_exists:
-        return None
-    if (request.content_length or 0) > BODY_BYTES:
-        raise TooLarge(f"a body passed on may have {BODY_BYTES} bytes")
-    return _bounded(request)
+class _Body:
+    """A request's body as it comes, up to its bound."""
 
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self.too_large = (request.content_length or 0) > BODY_BYTES
 
-async def _bounded(request: web.Request) -> AsyncIterator[bytes]:
-    size = 0
-    async for piece in request.content.iter_any():
-        size += len(piece)
-        if size > BODY_BYTES:
-            raise TooLarge(f"a body passed on may have {BODY_BYTES} bytes")
-        yield piece
+    async def pieces(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for piece in self._request.content.iter_any():
+            size += len(piece)
+            if size > BODY_BYTES:
+                self.too_large = True
+                raise ConnectionResetError  # breaks the request to the upstream off
+            yield piece
