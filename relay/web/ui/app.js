@@ -158,7 +158,7 @@ function runPath(runId, suffix = "", query = {}) {
   const parameters = new URLSearchParams(query);
   if (upstreamOf.has(runId)) parameters.set("upstream", upstreamOf.get(runId));
   const tail = parameters.size ? `?${parameters}` : "";
-  return `/v1/runs/${encodeURIComponent(runId)}${suffix}${tail}`;
+  return `/native/v1/runs/${encodeURIComponent(runId)}${suffix}${tail}`;
 }
 
 // --- one run's stream -------------------------------------------------------------------------------------------
@@ -861,7 +861,7 @@ class RunList {
   async refresh() {
     clearTimeout(this.#timer);
     try {
-      const page = await api("GET", `/v1/runs?limit=${PAGE}`);
+      const page = await api("GET", `/native/v1/runs?limit=${PAGE}`);
       const first = this.#rows.size === 0;
       this.#merge(page, true);
       if (first) $("more").hidden = page.length < PAGE;
@@ -878,7 +878,7 @@ class RunList {
     const last = $("runs").lastElementChild?.dataset.run;
     $("more").disabled = true;
     try {
-      const page = await api("GET", `/v1/runs?limit=${PAGE}&before=${encodeURIComponent(last)}`);
+      const page = await api("GET", `/native/v1/runs?limit=${PAGE}&before=${encodeURIComponent(last)}`);
       this.#merge(page, false);
       $("more").hidden = page.length < PAGE;
       this.#count();
