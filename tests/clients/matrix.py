@@ -23,7 +23,7 @@ WHATS = (
     "stall",
     "relay restart",
     "blind resend",
-    "own API passed on",
+    "threads, messages",
 )
 
 _HEAD = """# Who works with whom
@@ -32,16 +32,10 @@ Every cell is a test in `tests/clients` with the vendor's own client, unchanged,
 it; the table below is printed by those tests (`make clients` writes this file).
 
 - **ok**: the client got every event once, in order, and the end; or the answer its vendor gives.
-- **–**: the vendor's API has no such thing.
+- **–**: the client has no such thing.
 - **open**: nobody has tried it here yet. No upstream but Arkloop exists in relay so far.
 
 """
-_NOT_THERE: Mapping[tuple[str, str], str] = {
-    ("seekrai (sync)", "own API passed on"): "open",
-    ("seekrai (async)", "own API passed on"): "open",
-    ("openai 2.54.0 (sync)", "own API passed on"): "open",
-    ("openai 2.54.0 (async)", "own API passed on"): "open",
-}
 
 
 def verdict(outcomes: Iterable[str]) -> str:
@@ -71,7 +65,7 @@ def _word(results: Mapping[Cell, str], upstream: str, face: str, client: str, wh
         return found
     if upstream in OPEN_UPSTREAMS:
         return "open"
-    return _NOT_THERE.get((client, what), "–")
+    return "–"
 
 
 def document(results: Mapping[Cell, str]) -> str:

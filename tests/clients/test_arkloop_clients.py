@@ -18,6 +18,7 @@ from tests.clients import stage
 from tests.clients.arkloop_models import CLI, TUI, WEB, Client, GaveUp
 from tests.clients.stage import SAID
 from tests.support import upstream_faults as faults
+from tests.support.arkloop_threads import vendor
 from tests.support.relay import RelayProcess, RunningRelay, running
 from tests.support.upstream import ScriptedUpstream
 
@@ -223,6 +224,16 @@ async def test_a_create_sent_again_makes_one_run(kind: str, relay: RunningRelay,
     both = await asyncio.gather(*(answered(relay, "POST", "/v1/threads/t1/runs", {"model": "m"}) for _ in range(2)))
     assert both[0] == both[1]
     assert len(upstream.created) == 1
+
+
+@pytest.mark.cell("threads, messages")
+async def test_threads_and_messages_are_passed_on(kind: str, redis_url: str) -> None:
+    async with vendor() as found, running(found.url, redis_url) as relay:
+        relay.session.headers["Authorization"] = "Bearer viewer"
+        status, thread = await answered(relay, "POST", "/v1/threads", {"title": "x"})
+        assert (status, thread["is_private"]) == (201, False)
+        assert (await answered(relay, "POST", f"/v1/threads/{thread['id']}/messages", {"content": "one"}))[0] == 201
+        assert [item["content"] for item in found.threads[thread["id"]]] == ["one"]
 
 
 async def test_the_stream_stays_open_after_the_end_with_heartbeats(

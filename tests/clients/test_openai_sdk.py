@@ -19,6 +19,7 @@ from tests.clients.cutting import cutting
 from tests.clients.stage import SAID
 from tests.clients.threaded import Later, Threaded
 from tests.support import upstream_faults as faults
+from tests.support.arkloop_threads import vendor
 from tests.support.needs import sdk
 from tests.support.relay import RelayProcess, RunningRelay, running
 from tests.support.upstream import ScriptedUpstream
@@ -307,6 +308,29 @@ async def test_a_silent_run_is_kept_alive(stand: Any, upstream: ScriptedUpstream
     check_whole(events)
 
 
+@pytest.mark.cell("threads, messages")
+async def test_threads_and_messages(kind: str, redis_url: str) -> None:
+    openai = sdk("openai")
+    async with vendor() as found, running(found.url, redis_url) as relay:
+        async with client_of(kind, relay.url, api_key="viewer") as client:
+            threads = client.beta.threads
+            thread = await threads.create(messages=[{"role": "user", "content": "one"}])
+            await threads.messages.create(thread.id, role="user", content=[{"type": "text", "text": "two"}])
+            found.add(thread.id, "assistant", "three", run_id="r1")
+            assert (await threads.retrieve(thread.id)).id == thread.id
+            listed = [message async for message in threads.messages.list(thread.id, order="asc", limit=2)]
+            assert [(item.role, item.content[0].text.value) for item in listed] == [
+                ("user", "one"), ("user", "two"), ("assistant", "three")
+            ]  # fmt: skip
+            assert (await threads.messages.retrieve(listed[2].id, thread_id=thread.id)).run_id == "r1"
+            assert (await threads.delete(thread.id)).deleted
+            with pytest.raises(openai.NotFoundError):
+                await threads.retrieve(thread.id)
+            with pytest.raises(openai.InternalServerError) as unsupported:
+                await client.beta.assistants.list()
+            assert unsupported.value.body["code"] == "upstream.unsupported"
+
+
 async def test_refusals_are_the_sdks_own_errors(kind: str, upstream: ScriptedUpstream, redis_url: str) -> None:
     """By the door, by a route, by no route, and by an upstream that has no such thing."""
     openai = sdk("openai")
@@ -324,7 +348,7 @@ async def test_refusals_are_the_sdks_own_errors(kind: str, upstream: ScriptedUps
             with pytest.raises(openai.BadRequestError):
                 await client.beta.threads.runs.list("t", limit=0)
             with pytest.raises(openai.InternalServerError) as unsupported:
-                await client.beta.threads.create()
+                await client.beta.threads.create(metadata={"a": "b"})
             assert unsupported.value.body["code"] == "upstream.unsupported"
             with pytest.raises(openai.InternalServerError) as unsupported:
                 await client.beta.threads.runs.create("t", assistant_id="a", instructions="be nice")

@@ -18,6 +18,7 @@ from tests.clients.cutting import cutting
 from tests.clients.stage import SAID
 from tests.clients.threaded import Threaded
 from tests.support import upstream_faults as faults
+from tests.support.arkloop_threads import vendor
 from tests.support.needs import sdk
 from tests.support.relay import RelayProcess, RunningRelay, running
 from tests.support.upstream import ScriptedUpstream
@@ -46,10 +47,16 @@ class Seekr:
         seekrai = sdk("seekrai")
         make = seekrai.AsyncSeekrFlow if kind == "async" else seekrai.SeekrFlow
         self._threaded = kind == "sync"
-        self._runs = make(**{"api_key": "k", "base_url": f"{url}/seekrflow", **options}).agents.runs
+        agents = make(**{"api_key": "k", "base_url": f"{url}/seekrflow", **options}).agents
+        self._runs, self._threads = agents.runs, agents.threads
 
     async def call(self, name: str, *args: Any, **named: Any) -> Any:
-        method: Callable[..., Any] = getattr(self._runs, name)
+        return await self._call(getattr(self._runs, name), *args, **named)
+
+    async def thread(self, name: str, *args: Any, **named: Any) -> Any:
+        return await self._call(getattr(self._threads, name), *args, **named)
+
+    async def _call(self, method: Callable[..., Any], *args: Any, **named: Any) -> Any:
         if self._threaded:
             return await asyncio.to_thread(method, *args, **named)
         return await method(*args, **named)
@@ -296,6 +303,22 @@ async def test_a_create_sent_again_makes_one_run(
         # Another turn with the very same words, once the first run is over, is another run.
         await seekr.call("run", AGENT, "t1")
     assert len(upstream.created) == 2
+
+
+@pytest.mark.cell("threads, messages")
+async def test_threads_and_messages(kind: str, redis_url: str) -> None:
+    async with vendor() as found, running(found.url, redis_url) as relay:
+        seekr = Seekr(kind, relay.url, api_key="viewer")
+        thread = await seekr.thread("create")
+        await seekr.thread("create_message", thread.id, "user", "one")
+        found.add(thread.id, "assistant", "two", run_id="r1")
+        assert (await seekr.thread("retrieve", thread.id)).status.value == "available"
+        listed = await seekr.thread("list_messages", thread.id, order="asc")
+        assert [(item.role, item.content, item.run_id) for item in listed] == [
+            ("user", "one", None), ("assistant", "two", "r1")
+        ]  # fmt: skip
+        assert (await seekr.thread("retrieve_message", thread.id, listed[1].id)).content == "two"
+        assert (await seekr.thread("delete", thread.id))["deleted"]
 
 
 async def test_its_raw_key_lets_it_in_and_refusals_are_its_own_errors(

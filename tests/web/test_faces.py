@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from relay.providers import PROVIDERS
 from relay.providers.arkloop.provider import Arkloop
@@ -18,6 +16,7 @@ from relay.providers.openai.face_stream import RunFold
 from relay.web.admit import hash_of
 from relay.web.faces import proxy
 from relay.web.options import KeyOptions
+from tests.support.arkloop_threads import vendor
 from tests.support.relay import RunningRelay, running
 from tests.support.upstream import ScriptedUpstream
 
@@ -109,51 +108,9 @@ async def test_an_unknown_option_is_refused_by_name_and_a_default_is_not(
 
 
 # --- what is passed on -----------------------------------------------------------------------------------------------
-class Vendor:
-    """An upstream's other API: says back what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
-        self.url = ""
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append((request.method, request.raw_path, dict(request.headers), await request.read()))
-        if request.path.endswith("/moved"):
-            return web.Response(status=302, headers={"Location": "http://elsewhere.example/"})
-        if request.path.endswith("/slow"):
-            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-            await response.prepare(request)
-            for piece in (b"data: 1\n\n", b"data: 2\n\n"):
-                await response.write(piece)
-                await asyncio.sleep(0.2)
-            if request.query.get("cut"):
-                assert request.transport is not None
-                request.transport.abort()
-            return response
-        if not request.headers.get("Authorization"):
-            return web.json_response({"error": "who?"}, status=401, headers={"Set-Cookie": "a=b"})
-        return web.json_response({"ok": True}, headers={"X-Own": "1", "Set-Cookie": "a=b", "Connection": "close"})
-
-
-@asynccontextmanager
-async def vendor() -> AsyncIterator[Vendor]:
-    found = Vendor()
-    app = web.Application()
-    app.router.add_route("*", "/{rest:.*}", found.answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}/base"
-    try:
-        yield found
-    finally:
-        await runner.cleanup()
-
-
 async def test_other_paths_reach_an_upstream_of_that_shape_with_the_viewers_credentials(redis_url: str) -> None:
     async with vendor() as found, running(found.url, redis_url) as relay:
-        url = f"{relay.url}/arkloop/v1/threads/t%20x?limit=3&q=%2F"
+        url = f"{relay.url}/arkloop/v1/talk/t%20x?limit=3&q=%2F"
         headers = {
             "Authorization": "Bearer viewer", "Cookie": "c=d", "X-Relay-Upstream": "main", "X-Vendor": "v",
             "Connection": "keep-alive, X-Hop", "X-Hop": "h", "Content-Type": "application/octet-stream",
@@ -164,12 +121,12 @@ async def test_other_paths_reach_an_upstream_of_that_shape_with_the_viewers_cred
             assert answer.headers["X-Trace-Id"]
             assert "Set-Cookie" not in answer.headers
         [(method, path, sent, body)] = found.asked
-        assert (method, path, body) == ("PATCH", "/base/v1/threads/t%20x?limit=3&q=%2F", b"\0raw")
+        assert (method, path, body) == ("PATCH", "/base/v1/talk/t%20x?limit=3&q=%2F", b"\0raw")
         assert (sent["Authorization"], sent["X-Vendor"]) == ("Bearer viewer", "v")
         assert not sent.keys() & {"Cookie", "X-Hop", "X-Relay-Upstream"}
         assert "upstream-secret" not in str(found.asked)
         # Without credentials of its own a request has none: ours are never lent.
-        status, _ = await get(relay, "/arkloop/v1/threads/t")
+        status, _ = await get(relay, "/arkloop/v1/talk/t")
         assert status == 401
         assert "upstream-secret" not in str(found.asked)
 
@@ -225,13 +182,15 @@ async def test_a_body_passed_on_is_bounded(redis_url: str, monkeypatch: pytest.M
 
 async def test_an_upstream_of_another_shape_is_asked_for_nothing_but_runs(redis_url: str) -> None:
     async with vendor() as found, running(found.url, redis_url) as relay:
-        for path, where in (("/openai/assistants", ("error", "code")), ("/seekrflow/v1/threads/", ("detail",))):
+        for path, where in (
+            ("/openai/assistants", ("error", "code")),
+            ("/seekrflow/v1/threads/", ("detail",)),
+            ("/openai/threads/t/runs/r/steps/s", ("error", "code")),
+        ):
             status, body = await get(relay, path)
             for step in where:
                 body = body[step]
             assert (status, "upstream" in body) == (501, True)
-        status, body = await get(relay, "/openai/threads/t/messages")
-        assert (status, body["error"]["code"]) == (501, "upstream.unsupported")
     assert found.asked == []
 
 
@@ -283,3 +242,59 @@ async def test_readers_at_one_place_share_the_bytes_and_the_state(upstream: Scri
     text = "".join(one["delta"]["content"][0]["text"]["value"] for one in said if "delta" in one)
     assert text == "".join(f"{number} " for number in range(50))
     assert told < 300, told
+
+
+# --- threads and messages of another shape ---------------------------------------------------------------------------
+async def test_threads_and_messages_are_mapped(redis_url: str) -> None:
+    viewer = {"Authorization": "Bearer viewer"}
+    async with vendor() as found, running(found.url, redis_url) as relay:
+        for face, base in (
+            ("openai", "/openai/threads"),
+            ("openai", "/openai/v1/threads"),
+            ("seekrflow", "/seekrflow/v1/threads"),
+        ):
+            async with relay.session.post(f"{relay.url}{base}", headers=viewer, json={}) as response:
+                assert response.status == 200
+                thread = await response.json()
+            status, shown = await get(relay, f"{base}/{thread['id']}", headers=viewer)
+            assert (status, shown) == (200, thread)
+            for text in ("one", "two"):
+                url = f"{relay.url}{base}/{thread['id']}/messages"
+                async with relay.session.post(url, headers=viewer, json={"role": "user", "content": text}) as response:
+                    assert response.status == 200
+            found.add(thread["id"], "assistant", "three", run_id="r9")
+            for query, texts in (("", "three two one"), ("?order=asc&limit=2", "one two")):
+                _, listed = await get(relay, f"{base}/{thread['id']}/messages{query}", headers=viewer)
+                items = listed["data"] if face == "openai" else listed
+                assert [_text(item) for item in items] == texts.split()
+            status, message = await get(relay, f"{base}/{thread['id']}/messages/{items[0]['id']}", headers=viewer)
+            assert (status, _text(message)) == (200, "one")
+            for body, wanted in (
+                ({"role": "assistant", "content": "x"}, 501),
+                ({"role": "user", "content": " "}, 400 if face == "openai" else 422),
+                ({"role": "user", "content": [{"type": "image_file", "image_file": {}}]}, 501),
+            ):
+                async with relay.session.post(url, headers=viewer, json=body) as response:
+                    assert response.status == wanted
+            async with relay.session.delete(f"{relay.url}{base}/{thread['id']}", headers=viewer) as response:
+                assert (response.status, (await response.json())["deleted"]) == (200, True)
+            assert (await get(relay, f"{base}/{thread['id']}", headers=viewer))[0] == 404
+            assert (await get(relay, f"{base}/{thread['id']}"))[0] == 401  # with nobody's credentials
+    assert "upstream-secret" not in str(found.asked)
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else content[0]["text"]["value"]
+
+
+async def test_a_thread_too_long_to_know_its_newest_messages_says_so(redis_url: str) -> None:
+    viewer = {"Authorization": "Bearer viewer"}
+    async with vendor() as found, running(found.url, redis_url) as relay:
+        found.threads["long"] = []
+        for number in range(500):
+            found.add("long", "user", str(number))
+        status, body = await get(relay, "/openai/threads/long/messages", headers=viewer)
+        assert (status, body["error"]["code"]) == (501, "upstream.unsupported")
+        status, body = await get(relay, "/openai/threads/long/messages?order=asc&limit=1", headers=viewer)
+        assert (status, body["has_more"]) == (200, True)

@@ -6,13 +6,14 @@ and the upstream does not know are null or empty, never guessed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from relay.core.errors import RelayError
+from relay.core.errors import InvalidRequest, RelayError, Unsupported
 from relay.core.events import encode
 from relay.core.times import unix
 from relay.providers import native
+from relay.providers.conversation import Message, Thread
 
 STATUS: Final = {
     "queued": "queued",
@@ -106,6 +107,48 @@ def listed(items: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]
         "last_id": items[-1]["id"] if items else None,
         "has_more": has_more,
     }
+
+
+def thread(given: Thread) -> dict[str, Any]:
+    created_at = seconds(given.created_at) or 0
+    return {"id": given.id, "object": "thread", "created_at": created_at, "metadata": {}, "tool_resources": {}}
+
+
+def message(given: Message) -> dict[str, Any]:
+    return {
+        "id": given.id,
+        "object": "thread.message",
+        "created_at": seconds(given.created_at) or 0,
+        "thread_id": given.thread_id,
+        "status": "completed",
+        "role": given.role,
+        "content": [{"type": "text", "text": {"value": given.content, "annotations": []}}],
+        "assistant_id": None,
+        "run_id": given.run_id,
+        "attachments": [],
+        "metadata": {},
+        "completed_at": None,
+        "incomplete_at": None,
+        "incomplete_details": None,
+    }
+
+
+def said(body: Mapping[str, Any]) -> str:
+    """The text of a user's message to be made; refused if it is anything else."""
+    if body.get("role", "user") != "user":
+        raise Unsupported("role: only a user's message can be added", details={"field": "role"})
+    for name in ("attachments", "metadata"):
+        if body.get(name):
+            raise Unsupported(f"{name}: the upstream behind this face cannot keep it", details={"field": name})
+    content = body.get("content")
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
+        if len(parts) < len(content):
+            raise Unsupported("content: only text can be passed on", details={"field": "content"})
+        content = "".join(part["text"] for part in parts)
+    if not isinstance(content, str) or not content.strip():
+        raise InvalidRequest.field("content", "missing, empty or not a text", "a text")
+    return content
 
 
 def refusal(error: RelayError) -> tuple[int, dict[str, Any], dict[str, str]]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
-from relay.core.errors import RelayError
+from relay.core.errors import InvalidRequest, RelayError, Unsupported
 from relay.providers import native
+from relay.providers.conversation import Message, Thread
 
 STATUS: Final = {
     "queued": "queued",
@@ -69,6 +71,45 @@ def run(given: dict[str, Any], user_agent: str = "") -> dict[str, Any]:
 
 def _number(value: object) -> float:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else 1.0
+
+
+def thread(given: Thread) -> dict[str, Any]:
+    return {
+        "id": given.id,
+        "object": "thread",
+        "created_at": given.created_at or _ZERO,
+        "status": "locked" if given.active_run_id else "available",
+        "active_run_id": given.active_run_id,
+        "meta_data": {},
+    }
+
+
+def message(given: Message) -> dict[str, Any]:
+    return {
+        "id": given.id,
+        "object": "thread.message",
+        "created_at": given.created_at or _ZERO,
+        "thread_id": given.thread_id,
+        "role": given.role,
+        "content": given.content,
+        "agent_id": None,
+        "run_id": given.run_id,
+        "meta_data": {},
+    }
+
+
+def said(body: Mapping[str, Any]) -> str:
+    """The text of a user's message to be made; refused if it is anything else."""
+    if body.get("role", "user") != "user":
+        raise Unsupported("role: only a user's message can be added", details={"field": "role"})
+    if body.get("meta_data"):
+        raise Unsupported("meta_data: the upstream behind this face cannot keep it", details={"field": "meta_data"})
+    content = body.get("content")
+    if isinstance(content, list | dict):
+        raise Unsupported("content: only text can be passed on", details={"field": "content"})
+    if not isinstance(content, str) or not content.strip():
+        raise InvalidRequest.field("content", "missing, empty or not a text", "a text")
+    return content
 
 
 def refusal(error: RelayError) -> tuple[int, dict[str, Any], dict[str, str]]:

@@ -8,14 +8,15 @@ from typing import Any
 from aiohttp import web
 
 from relay.core.cursor import count_of
-from relay.core.errors import Conflict, InvalidRequest, NotFound, Unsupported
-from relay.core.ids import RunKey
+from relay.core.errors import Conflict, InvalidRequest, Unsupported
+from relay.core.ids import RunKey, checked_id
 from relay.providers import native
 from relay.providers.openai import face
 from relay.providers.openai.face_stream import WIRE, RunFold, things
 from relay.web.door import json_response
 from relay.web.faces.ground import Ground, thread_of
-from relay.web.requests import json_body
+from relay.web.faces.pages import page
+from relay.web.requests import json_body, upstream_hint
 from relay.web.runs import INPUT_BYTES
 
 _PAGE = 500
@@ -49,7 +50,7 @@ class OpenAi:
         runs = await self._ground.of_thread(upstream, thread_id)
         if order == "asc":
             runs.reverse()
-        runs, has_more = _page(runs, request.query.get("after"), request.query.get("before"), limit)
+        runs, has_more = page(runs, request.query.get("after"), request.query.get("before"), limit, name="run_id")
         shown = [await self._shown(RunKey(upstream.name, str(run["run_id"])), run) for run in runs]
         return json_response(face.listed(shown, has_more=has_more))
 
@@ -104,11 +105,9 @@ class OpenAi:
     # --- messages and steps, where another shape is behind ------------------------------------------------------------
     async def messages(self, request: web.Request) -> web.StreamResponse:
         """The messages one run has made (`?run_id=`), from its events."""
-        run_id = request.query.get("run_id")
-        if not run_id:
-            raise Unsupported("a thread's messages are its upstream's; here only those of one run: give run_id")
         thread_of(request)
-        key = await self._ground.directory.find(run_id, request.query.get("upstream"))
+        run_id = checked_id("run_id", request.query["run_id"])
+        key = await self._ground.directory.find(run_id, upstream_hint(request))
         return await self._things(request, key, "thread.message")
 
     async def steps(self, request: web.Request) -> web.StreamResponse:
@@ -128,7 +127,7 @@ class OpenAi:
         items = [item for item in found.values() if item["object"] == kind]
         if request.query.get("order", "desc") == "desc":
             items.reverse()
-        items, has_more = _page(items, request.query.get("after"), request.query.get("before"), limit, name="id")
+        items, has_more = page(items, request.query.get("after"), request.query.get("before"), limit, name="id")
         return json_response(face.listed(items, has_more=has_more))
 
 
@@ -137,20 +136,6 @@ def _stream(body: dict[str, Any]) -> bool:
     if stream is not None and not isinstance(stream, bool):
         raise InvalidRequest.field("stream", "not a truth value", "true or false")
     return bool(stream)
-
-
-def _page(
-    items: list[dict[str, Any]], after: str | None, before: str | None, limit: int, *, name: str = "run_id"
-) -> tuple[list[dict[str, Any]], bool]:
-    """The items behind `after` and before `before`, and whether there are more of them."""
-    ids = [item[name] for item in items]
-    for given in (after, before):
-        if given and given not in ids:
-            raise NotFound("this cursor is nothing of this list")
-    rest = items[ids.index(after) + 1 if after else 0 : ids.index(before) if before else None]
-    if before and not after:
-        return rest[-limit:], len(rest) > limit
-    return rest[:limit], len(rest) > limit
 
 
 def _content(asked: native.Asked, body: dict[str, Any]) -> str:

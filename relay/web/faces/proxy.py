@@ -93,8 +93,13 @@ class _Passage:
             and low not in named
             and not low.startswith(("x-relay-", "x-forwarded-", "x-upstream-"))
         ]
-        own = request.headers.get(CREDENTIALS if self._keys_are_ours else hdrs.AUTHORIZATION)
+        own = credentials_of(request, keys_are_ours=self._keys_are_ours)
         return [*sent, (hdrs.AUTHORIZATION, own)] if own is not None else sent
+
+
+def credentials_of(request: web.Request, *, keys_are_ours: bool) -> str | None:
+    """The viewer's own credentials for an upstream. A key that let them in here is none of them."""
+    return request.headers.get(CREDENTIALS if keys_are_ours else hdrs.AUTHORIZATION)
 
 
 def _check_path(path: str) -> None:

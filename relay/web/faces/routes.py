@@ -14,6 +14,7 @@ from relay.web.faces.mounts import Mounts
 from relay.web.faces.openai import OpenAi
 from relay.web.faces.proxy import Proxy
 from relay.web.faces.seekrflow import SeekrFlow
+from relay.web.faces.threads import WORDS, Threads
 from relay.web.runs import Runs
 
 _RUNS: Final = "/threads/{thread_id:.*}/runs"
@@ -38,8 +39,8 @@ def mounted(mounts: Mounts, ground: Ground, runs: Runs, *, keys_are_ours: bool) 
         raw = face == "seekrflow"
         for mount in mounts.prefixes(face):
             carry = proxy.of(face, mount).carry
-            things = _things(ground, OpenAi(ground), carry) if face == "openai" else []
-            for method, path, endpoint, name in [*table, *things]:
+            threads = _threads(ground, face, carry, keys_are_ours=keys_are_ours)
+            for method, path, endpoint, name in [*table, *threads]:
                 routes.append(Route(method, mount + path, Access.ACT, endpoint, f"{face}_{name}", raw_key=raw))
             for method in _PASSED:
                 path = f"{mount}/{_REST if mount else _REST_OF_ROOT}"
@@ -47,21 +48,53 @@ def mounted(mounts: Mounts, ground: Ground, runs: Runs, *, keys_are_ours: bool) 
     return routes
 
 
-def _things(ground: Ground, face: OpenAi, carry: Endpoint) -> list[_Row]:
-    """Messages and steps: the upstream's own where it has this shape, else what a run's events say of them."""
-
-    def either(own: Endpoint) -> Endpoint:
-        async def choose(request: web.Request) -> web.StreamResponse:
-            alike = ground.upstream(request, "openai").provider.name == "openai"
-            return await (carry if alike else own)(request)
-
-        return choose
-
+def _threads(ground: Ground, face: str, carry: Endpoint, *, keys_are_ours: bool) -> list[_Row]:
+    """Threads and messages: passed to an upstream of this shape, mapped where another one's are known."""
+    if face not in WORDS:
+        return []
+    threads = Threads(ground, face, keys_are_ours=keys_are_ours)
+    lists = threads.list_openai if face == "openai" else threads.list_seekrflow
+    thread, messages = "/threads/{thread_id:[^/]+}", "/threads/{thread_id:[^/]+}/messages"
     rows: list[_Row] = [
-        ("GET", "/threads/{thread_id:.*}/messages", either(face.messages), "messages"),
-        ("GET", f"{_RUN}/steps", either(face.steps), "steps"),
+        ("POST", "/threads", threads.create, "create_thread"),
+        ("POST", "/threads/", threads.create, "create_thread"),
+        ("GET", thread, threads.get, "get_thread"),
+        ("DELETE", thread, threads.delete, "delete_thread"),
+        ("POST", messages, threads.add_message, "create_message"),
+        ("GET", messages, lists, "list_messages"),
+        ("GET", f"{messages}/{{message_id:[^/]+}}", threads.get_message, "get_message"),
     ]
-    return [*rows, *((method, f"/v1{path}", endpoint, name) for method, path, endpoint, name in rows)]
+    own = [(method, path, threads.or_passed(endpoint, carry), name) for method, path, endpoint, name in rows]
+    if face == "seekrflow":
+        return _under_v1(own)
+    made = OpenAi(ground)
+    own = [
+        # Those of one run are in its events, whoever is behind.
+        (method, path, _by_run(ground, made.messages, endpoint) if name == "list_messages" else endpoint, name)
+        for method, path, endpoint, name in own
+    ]
+    own.append(("GET", f"{_RUN}/steps", _unless_alike(ground, made.steps, carry), "steps"))
+    return [*own, *_under_v1(own)]
+
+
+def _by_run(ground: Ground, of_run: Endpoint, of_thread: Endpoint) -> Endpoint:
+    async def choose(request: web.Request) -> web.StreamResponse:
+        endpoint = _unless_alike(ground, of_run, of_thread) if request.query.get("run_id") else of_thread
+        return await endpoint(request)
+
+    return choose
+
+
+def _unless_alike(ground: Ground, own: Endpoint, passed: Endpoint) -> Endpoint:
+    async def choose(request: web.Request) -> web.StreamResponse:
+        alike = ground.upstream(request, "openai").provider.name == "openai"
+        return await (passed if alike else own)(request)
+
+    return choose
+
+
+def _under_v1(rows: list[_Row]) -> list[_Row]:
+    return [(method, f"/v1{path}", endpoint, name) for method, path, endpoint, name in rows]
 
 
 def _arkloop(face: Arkloop, runs: Runs) -> list[_Row]:
@@ -100,4 +133,4 @@ def _openai(face: OpenAi) -> list[_Row]:
         ("GET", _RUN, face.get, "get_run"),
     ]
     # Its own clients put /v1 into the base URL, those of Minds do not.
-    return [*rows, *((method, f"/v1{path}", endpoint, name) for method, path, endpoint, name in rows)]
+    return [*rows, *_under_v1(rows)]
