@@ -6,7 +6,7 @@ SEED   ?= 1
 ROUNDS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint types ship browser campaign own-seq rolling bench bench-short clean
+.PHONY: help run test test-fast lint types ship browser clients campaign own-seq rolling bench bench-short clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,10 @@ ship: $(VENV)/.ready  ## chart and image checks (installs their checkers into th
 browser: $(VENV)/.ready  ## the tests in a real Chromium (which must be on this machine)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+
+clients: $(VENV)/.ready  ## the tests with the vendors' own SDKs (installs them), which write docs/compatibility.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[clients]'
+	RELAY_TEST_COMPATIBILITY=docs/compatibility.md $(BIN)/python -m pytest -n 2 -m clients tests/clients $(ARGS)
 
 campaign: $(VENV)/.ready  ## real processes under seeded faults, judged by an offline checker (SEED, ROUNDS)
 	$(BIN)/python -m tests.campaign --seed $(SEED) --rounds $(ROUNDS) $(ARGS)

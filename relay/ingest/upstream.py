@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
-from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp import hdrs
@@ -142,8 +141,14 @@ class Client:
         headers = [*ask.headers.items(), *credentials.items()]
         if ask.body is not None:
             headers.append(("Content-Type", "application/json"))
-        async with self.passage(ask.method, ask.path, urlencode(ask.query), headers, _piece(ask.body)) as response:
-            answer = await json_of(response)
+        query = URL.build(query=ask.query).raw_query_string
+        async with self.passage(
+            ask.method, ask.path, query, headers, _whole(ask.body) if ask.body else None
+        ) as response:
+            try:
+                answer = await json_of(response)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise _translated(error) from error
             if response.status == 401:
                 raise Unauthenticated("the upstream does not know these credentials", code="auth.invalid_token")
             if response.status >= 300:
@@ -202,13 +207,6 @@ def _credentials(options: UpstreamOptions, system: _System) -> dict[str, str]:
     return headers | {"Authorization": token if options.authorization == "raw" else f"Bearer {token}"}
 
 
-def _piece(body: bytes | None) -> AsyncIterator[bytes] | None:
-    async def whole(body: bytes) -> AsyncIterator[bytes]:
-        yield body
-
-    return None if body is None else whole(body)
-
-
 async def json_of(response: aiohttp.ClientResponse) -> Any:
     """The parsed body; None if it is no JSON or too large. Never raises for what a body holds."""
     body = bytearray()
@@ -226,3 +224,7 @@ def _translated(error: BaseException) -> RelayError:
     if isinstance(error, TimeoutError):
         return UpstreamTimeout("the upstream did not answer in time")
     return UpstreamUnavailable("the upstream cannot be reached", retry_after_s=2.0)
+
+
+async def _whole(body: bytes) -> AsyncIterator[bytes]:
+    yield body

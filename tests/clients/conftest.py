@@ -2,7 +2,7 @@
 
 A test says which cell it fills with `@pytest.mark.cell("late join")`; its module says for which face (`FACE`) and which
 client (`CLIENT`, or `CLIENTS` by the test's parameter `kind`). The matrix is printed after the tests, and written where
-`RELAY_COMPATIBILITY` says.
+`RELAY_TEST_COMPATIBILITY` says.
 """
 
 from __future__ import annotations
@@ -43,6 +43,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.section("compatibility")
     for line in matrix.table(results):
         terminalreporter.line(line)
-    place = os.environ.get("RELAY_COMPATIBILITY")
+    place = os.environ.get("RELAY_TEST_COMPATIBILITY")
     if place:
         Path(place).write_text(matrix.document(results), "utf-8")

@@ -1,4 +1,4 @@
-"""How the Arkloop face speaks: its frames, run objects and query values (docs/upstreams/arkloop.md, sections 1 to 4).
+"""How the Arkloop face speaks: its frames, run objects and query values (docs/faces.md, docs/upstreams/arkloop.md).
 
 An event of an Arkloop upstream gets back the very envelope it came in; one of another upstream is put into that envelope.
 Notices of ours are comments here: a frame without an id would be taken for an event.
@@ -20,7 +20,7 @@ from relay.providers.arkloop.events import NATIVE_FIELD, NATIVE_TYPE
 
 PING: Final = b": ping\n\n"
 STAY_S: Final = 30.0
-"""How long its web client goes on listening after the end, for the thread's title (section 3)."""
+"""How long its web client goes on listening after the end, for the thread's title."""
 
 _THEIR_TYPE: Final = {ours: theirs for theirs, ours in NATIVE_TYPE.items()}
 _OURS: Final = ("created_at", "upstream_type", "synthesized")
@@ -92,7 +92,7 @@ def thread_item(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def after_seq(text: str | None) -> int:
-    """`after_seq` as Go's `%d` scan reads it: `12abc` is 12, blank is 0; what it cannot read is refused (section 1.8)."""
+    """`after_seq` as Go's `%d` scan reads it: `12abc` is 12, blank is 0; what it cannot read is refused."""
     if text is None or not text.strip():
         return 0
     found = _INT.match(text)

@@ -1,6 +1,6 @@
 """How the OpenAI Assistants face speaks: run objects, list envelopes, errors. Its stream is in `face_stream.py`.
 
-Facts: docs/upstreams/seekrflow-and-minds.md, sections B and D. Times are whole unix seconds; fields this shape requires
+Facts: docs/faces.md. Times are whole unix seconds; fields this shape requires
 and the upstream does not know are null or empty, never guessed.
 """
 

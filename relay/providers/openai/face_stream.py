@@ -2,7 +2,7 @@
 
 A fold over native events: a run opens with `thread.run.created`, text is a message (created, deltas, completed with the
 whole text), a tool call is a step. Ids come from the seq of what opened a thing, so that every replay has the same ones.
-The stream ends with the run, or where it waits for input and nothing more is there (section C3).
+The stream ends with the run, or where it waits for input and nothing more is there.
 """
 
 from __future__ import annotations

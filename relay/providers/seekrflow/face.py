@@ -1,7 +1,7 @@
 """How the SeekrFlow face speaks: run objects, errors, the spelling of a status. Its stream is in `face_stream.py`.
 
-Facts: docs/upstreams/seekrflow-and-minds.md, sections A and D. Its SDK validates a Run: what it requires and nobody
-knows gets the value section D names.
+Facts: docs/faces.md. Its SDK validates a Run: what it requires and nobody
+knows gets the value that page names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STATUS: Final = {
 
 _AGENT: Final = re.compile(r"PythonBindings/(\d{1,4})\.(\d{1,4})", re.ASCII)
 _FIRST_DOUBLE_L: Final = (0, 32)
-"""The SDK takes only `canceled` before this version and only `cancelled` from it on (A3)."""
+"""The SDK takes only `canceled` before this version and only `cancelled` from it on."""
 _ZERO: Final = "1970-01-01T00:00:00Z"
 
 
@@ -123,5 +123,5 @@ def refusal(error: RelayError) -> tuple[int, dict[str, Any], dict[str, str]]:
 
 
 def ascii_json(value: object) -> bytes:
-    """One line of pure ASCII: the SDK cuts lines at U+2028 and its like (E1)."""
+    """One line of pure ASCII: the SDK cuts lines at U+2028 and its like."""
     return json.dumps(value, separators=(",", ":")).encode("ascii")

@@ -1,6 +1,6 @@
 """How the SeekrFlow face tells a run: Vercel UI-message chunks, one `data:` line each and nothing else.
 
-No `id:`, `event:`, `retry:` or comment may be in these bytes: the SDK takes every line for JSON (section E1). A fold over
+No `id:`, `event:`, `retry:` or comment may be in these bytes: the SDK takes every line for JSON. A fold over
 native events: parts are opened and closed around what they hold, their ids come from the seq that opened them.
 """
 

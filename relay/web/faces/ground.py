@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from relay.core.errors import NotFound, RelayError
+from relay.core.errors import NotFound, RelayError, Unsupported
 from relay.core.events import TERMINAL, Event, encode
 from relay.core.faces import FaceWire, Fold
 from relay.core.filters import Types
@@ -160,9 +160,12 @@ class Ground:
         upstream = self.directory.upstreams[key.upstream]
         await upstream.ask(upstream.provider.cancel_run(key.run_id, last_seen_seq=last_seen_seq))
 
-    async def answer(self, key: RunKey, content: str) -> None:
-        """What a run waits for."""
+    async def answer(self, key: RunKey, outputs: Mapping[str, str]) -> None:
+        """What a run waits for: an output for each of its calls, by id."""
         upstream = self.directory.upstreams[key.upstream]
+        if len(outputs) != 1:
+            raise Unsupported("the upstream behind this face takes one answer at a time")
+        [content] = outputs.values()
         await upstream.ask(upstream.provider.provide_input(key.run_id, content))
 
     # --- lists ------------------------------------------------------------------------------------------------------

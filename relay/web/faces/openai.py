@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from relay.core.cursor import count_of
-from relay.core.errors import Conflict, InvalidRequest, Unsupported
+from relay.core.errors import Conflict, InvalidRequest
 from relay.core.ids import RunKey, checked_id
 from relay.providers import native
 from relay.providers.openai import face
@@ -70,9 +70,9 @@ class OpenAi:
         stream = _stream(body)
         with self._ground.pulse.place():
             key, run = await self._ground.run(request)
-            content = _content(await self._awaited(key, run), body)
+            outputs = _outputs(await self._awaited(key, run), body)
             state = (await self._ground.log.states([key]))[0]
-            await self._ground.answer(key, content)
+            await self._ground.answer(key, outputs)
             if stream:
                 cursor = state.last_seq if state is not None else 0
                 return await self._tell(request, key, cursor=cursor, resumed=True)
@@ -138,22 +138,18 @@ def _stream(body: dict[str, Any]) -> bool:
     return bool(stream)
 
 
-def _content(asked: native.Asked, body: dict[str, Any]) -> str:
-    """The one answer a run is given; InvalidRequest unless exactly what it waits for is answered."""
-    outputs = body.get("tool_outputs")
-    if not isinstance(outputs, list) or not all(isinstance(item, dict) for item in outputs):
+def _outputs(asked: native.Asked, body: dict[str, Any]) -> dict[str, str]:
+    """The answers by call id; InvalidRequest unless exactly what the run waits for is answered."""
+    given = body.get("tool_outputs")
+    if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
         raise InvalidRequest.field("tool_outputs", "missing or not a list of objects", "a list")
-    given = {item.get("tool_call_id"): item.get("output") for item in outputs}
+    outputs = {str(item.get("tool_call_id")): item.get("output") for item in given}
     wanted = [call.id for call in asked.calls]
-    if sorted(map(str, given)) != sorted(wanted):
+    if sorted(outputs) != sorted(wanted):
         raise InvalidRequest.field("tool_outputs", "not those this run waits for", ", ".join(wanted))
-    if len(wanted) != 1:
-        raise Unsupported("the upstream behind this face takes one answer at a time")
-    content = given[wanted[0]]
-    if not isinstance(content, str) or not content.strip():
-        raise InvalidRequest.field(
-            "tool_outputs", "an output is missing or empty", f"a text of 1 to {INPUT_BYTES} bytes"
-        )
-    if len(content.encode("utf-8", "surrogatepass")) > INPUT_BYTES:
-        raise InvalidRequest.field("tool_outputs", "too large", f"at most {INPUT_BYTES} bytes of UTF-8")
-    return content
+    for output in outputs.values():
+        if not isinstance(output, str) or not output.strip():
+            raise InvalidRequest.field("tool_outputs", "an output is missing or empty", "a text")
+        if len(output.encode("utf-8", "surrogatepass")) > INPUT_BYTES:
+            raise InvalidRequest.field("tool_outputs", "too large", f"at most {INPUT_BYTES} bytes of UTF-8")
+    return {call_id: str(output) for call_id, output in outputs.items()}
