@@ -66,8 +66,11 @@ class Arkloop:
         with self._ground.pulse.place():
             key = await self._ground.key(request)
             async with self._ground.hub.topic(key) as topic:
-                if not ask.follow and not await self._ground.hub.primed(topic, _PRIMED_S):
-                    raise UpstreamUnavailable("the upstream's events cannot be read at the moment", retry_after_s=2.0)
+                if not ask.follow:
+                    hub = self._ground.hub
+                    there = await hub.primed(topic, _PRIMED_S) and await hub.reachable(topic, ask.cursor, _PRIMED_S)
+                    if not there:  # a proper end would say that this is all there is
+                        raise UpstreamUnavailable("the upstream's events cannot be read now", retry_after_s=2.0)
                 await self._ground.hub.settle(topic, ask.cursor)
                 return await self._ground.pass_on(
                     request,

@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from relay.core.errors import NotFound, RelayError, Unsupported
+from relay.core.errors import NotFound, RelayError, Unsupported, UpstreamUnavailable
 from relay.core.events import TERMINAL, Event, encode
 from relay.core.faces import FaceWire, Fold
 from relay.core.filters import Types
@@ -37,6 +37,8 @@ _KNOWN: Final = 2000
 _TAIL: Final = (32, 512, 8192)
 """How far back a run's last question, or its end, is looked for: first where it nearly always is."""
 _CURRENT_S: Final = 5.0
+"""How long we wait for the log to hold what the upstream has."""
+_PAGE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,22 @@ class Ground:
         """What a run waits for."""
         said = await self.last(key, lambda event: event.type == "run.waiting_for_input")
         return native.asked(said) if said is not None else None
+
+    async def everything(self, key: RunKey) -> AsyncIterator[Sequence[Event]]:
+        """All events there are of a run. Raises rather than leave any out: a list made from them says that it is all."""
+        async with self.hub.topic(key) as topic:
+            there = await self.hub.primed(topic, _CURRENT_S) and await self.hub.reachable(topic, 0, _CURRENT_S)
+            if not there:
+                raise UpstreamUnavailable("the run's events cannot be read at the moment", retry_after_s=2.0)
+            cursor = 0
+            while cursor < topic.state.last_seq:
+                behind = await self.hub.read(topic, cursor, _PAGE)
+                if behind.where in ("gone", "missing"):
+                    raise Unsupported("some of this run's events can no longer be had")
+                if not behind.events:
+                    return
+                yield behind.events
+                cursor = behind.events[-1].seq
 
     # --- creating ---------------------------------------------------------------------------------------------------
     async def create(

@@ -19,8 +19,6 @@ from relay.web.faces.pages import page
 from relay.web.requests import json_body, upstream_hint
 from relay.web.runs import INPUT_BYTES
 
-_PAGE = 500
-
 
 class OpenAi:
     def __init__(self, ground: Ground) -> None:
@@ -117,13 +115,10 @@ class OpenAi:
         limit = count_of(request.query, "limit", default=20, low=1, high=100)
         fold = RunFold(await self._ground.facts(request, key))
         found: dict[str, dict[str, Any]] = {}
-        async with self._ground.hub.topic(key) as topic:
-            await self._ground.hub.primed(topic, 5.0)
-            state, cursor = fold.begin(), 0
-            while events := (await self._ground.log.read([(key, cursor, _PAGE)]))[0]:
-                state = things(fold, state, events, found)
-                cursor = events[-1].seq
-                await asyncio.sleep(0)
+        state = fold.begin()
+        async for events in self._ground.everything(key):
+            state = things(fold, state, events, found)
+            await asyncio.sleep(0)
         items = [item for item in found.values() if item["object"] == kind]
         if request.query.get("order", "desc") == "desc":
             items.reverse()
