@@ -15,7 +15,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from relay.core.errors import NotFound, RelayError, Unsupported, UpstreamUnavailable
-from relay.core.events import TERMINAL, Event, encode
+from relay.core.events import FINAL_STATUS, MOVING_STATUS, TERMINAL, Event, encode
 from relay.core.faces import FaceWire, Fold
 from relay.core.filters import Types
 from relay.core.ids import RunKey, checked_id
@@ -120,9 +120,9 @@ class Ground:
         return None
 
     async def asked(self, key: RunKey) -> native.Asked | None:
-        """What a run waits for."""
-        said = await self.last(key, lambda event: event.type == "run.waiting_for_input")
-        return native.asked(said) if said is not None else None
+        """What a run waits for, by its events: a row, and what is kept of a run beside its log, may lag behind them."""
+        said = await self.last(key, lambda event: event.type in MOVING_STATUS or event.type in FINAL_STATUS)
+        return native.asked(said) if said is not None and said.type == "run.waiting_for_input" else None
 
     async def everything(self, key: RunKey) -> AsyncIterator[Sequence[Event]]:
         """All events there are of a run. Raises rather than leave any out: a list made from them says that it is all."""

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from relay.core.cursor import count_of
 from relay.core.errors import Conflict, InvalidRequest
+from relay.core.events import TERMINAL
 from relay.core.ids import RunKey, checked_id
 from relay.providers import native
 from relay.providers.openai import face
@@ -77,7 +78,7 @@ class OpenAi:
         return json_response(await self._shown(key, {**run, "status": "running"}))
 
     async def _awaited(self, key: RunKey, run: dict[str, Any]) -> native.Asked:
-        asked = await self._ground.asked(key) if run["status"] == "waiting_for_input" else None
+        asked = await self._ground.asked(key) if run["status"] not in TERMINAL else None
         if asked is None:
             raise Conflict(f"this run does not wait for tool outputs: it is {face.STATUS.get(run['status'])}")
         return asked
