@@ -7,7 +7,10 @@ client (`CLIENT`, or `CLIENTS` by the test's parameter `kind`). The matrix is pr
 
 from __future__ import annotations
 
+import gc
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,15 @@ import pytest
 from tests.clients import matrix
 
 _RESULTS: dict[tuple[str, str, str, str], list[str]] = {}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_open() -> Iterator[None]:
+    """SDKs leave sockets to the collector: that must happen here, not in the middle of somebody else's test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.hookimpl(tryfirst=True)

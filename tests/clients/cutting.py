@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -14,9 +15,13 @@ async def cutting(url: str, *, after_s: float, times: int) -> AsyncIterator[str]
     """An address before `url` whose first `times` requests lose their connection `after_s` after they were sent."""
     target = urlsplit(url)
     left = times
+    tasks: set[asyncio.Task[Any]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal left
+        me = asyncio.current_task()
+        assert me is not None
+        tasks.add(me)
         there_reader, there_writer = await asyncio.open_connection(target.hostname, target.port)
 
         async def back() -> None:
@@ -47,3 +52,6 @@ async def cutting(url: str, *, after_s: float, times: int) -> AsyncIterator[str]
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

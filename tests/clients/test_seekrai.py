@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -39,13 +38,6 @@ Chunk = dict[str, Any]
 @pytest.fixture(params=CLIENTS)
 async def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-async def no_socket_left() -> AsyncIterator[None]:
-    """Its clients cannot be closed: what they leave open must go here, not in the middle of somebody else's test."""
-    yield
-    gc.collect()
 
 
 class Seekr:
