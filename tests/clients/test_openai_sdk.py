@@ -47,7 +47,8 @@ async def client_of(kind: str, url: str, **options: Any) -> AsyncIterator[Any]:
 
 
 @pytest.fixture(params=CLIENTS)
-async def kind(request: pytest.FixtureRequest) -> str:
+def kind(request: pytest.FixtureRequest) -> str:
+    sdk("openai")  # before anything is started
     return str(request.param)
 
 

@@ -36,7 +36,8 @@ Chunk = dict[str, Any]
 
 
 @pytest.fixture(params=CLIENTS)
-async def kind(request: pytest.FixtureRequest) -> str:
+def kind(request: pytest.FixtureRequest) -> str:
+    sdk("seekrai")  # before anything is started
     return str(request.param)
 
 
