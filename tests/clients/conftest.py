@@ -37,8 +37,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if found is not None:
         module: Any = item.module  # type: ignore[attr-defined]
         kind = item.callspec.params.get("kind") if hasattr(item, "callspec") else None
-        client = module.CLIENTS[kind] if kind is not None else module.CLIENT
-        item.user_properties.append(("cell", (matrix.UPSTREAM, module.FACE, client, found.args[0])))
+        face = found.kwargs.get("face") or module.FACE
+        client = (found.kwargs.get("clients") or module.CLIENTS)[kind] if kind is not None else module.CLIENT
+        upstream = item.callspec.params.get("upstream_kind", matrix.UPSTREAM) if kind is not None else matrix.UPSTREAM
+        for what in found.args:
+            item.user_properties.append(("cell", (upstream, face, client, what)))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -8,8 +8,7 @@ Cell = tuple[str, str, str, str]
 """Upstream, face, client, what."""
 
 UPSTREAM = "arkloop"
-"""The upstream behind these tests: the only one there is so far."""
-OPEN_UPSTREAMS = ("seekrflow", "openai")
+"""The upstream behind these tests, where they do not say another one."""
 WHATS = (
     "create",
     "create + stream",
@@ -33,8 +32,7 @@ it; the table below is printed by those tests (`make clients` writes this file).
 
 - **ok**: the client got every event once, in order, and the end; or the answer its vendor gives.
 - **–**: the client has no such thing.
-- **open**: not tried. The faces are written against native runs and events, but no upstream other than Arkloop has been
-  behind them so far.
+- **open**: not tried. With SeekrFlow and the Assistants shape as upstreams these are simulated servers.
 
 What each column stands for: *late join*: attached in the middle of a run and after its end; *input answered*: a run that
 waits is answered through the face (for seekrai by a plain request, its SDK has no such call) and goes on; *upstream cut*:
@@ -55,17 +53,19 @@ def verdict(outcomes: Iterable[str]) -> str:
 
 
 def table(results: Mapping[Cell, str]) -> list[str]:
-    clients = sorted({(face, client) for _, face, client, _ in results})
+    readers = sorted({(upstream, face, client) for upstream, face, client, _ in results})
     lines = [
         "| upstream | face | client | " + " | ".join(WHATS) + " |",
         "|---" * (3 + len(WHATS)) + "|",
     ]
-    for face, client in clients:
-        words = [results.get((UPSTREAM, face, client, what), "–") for what in WHATS]
-        lines.append(f"| {UPSTREAM} | {face} | {client} | " + " | ".join(words) + " |")
-    for upstream in OPEN_UPSTREAMS:
-        lines.append(f"| {upstream} | each | each | " + " | ".join(["open"] * len(WHATS)) + " |")
+    for upstream, face, client in readers:
+        words = [_word(results.get((upstream, face, client, what)), upstream) for what in WHATS]
+        lines.append(f"| {upstream} | {face} | {client} | " + " | ".join(words) + " |")
     return lines
+
+
+def _word(found: str | None, upstream: str) -> str:
+    return found or ("open" if upstream != UPSTREAM else "–")
 
 
 def document(results: Mapping[Cell, str]) -> str:

@@ -7,9 +7,10 @@ from typing import Any, Final
 from aiohttp import web
 
 from relay.core.cursor import count_of, flag_of, seq_of
-from relay.core.errors import InvalidRequest, UpstreamUnavailable
+from relay.core.errors import InvalidRequest, Unsupported, UpstreamUnavailable
 from relay.core.events import MAX_SEQ
 from relay.core.filters import types_of
+from relay.ingest.own_upstream import OwnUpstream
 from relay.providers.arkloop import face
 from relay.providers.contract import Ask, RunsQuery
 from relay.web.door import TRACE_ID, json_response
@@ -44,6 +45,8 @@ class Arkloop:
         limit = count_of(request.query, "limit", default=50, low=1, high=200)
         offset = count_of(request.query, "offset", default=0, low=0, high=10**9)
         upstream = self._ground.upstream(request, "arkloop")
+        if isinstance(upstream, OwnUpstream):
+            raise Unsupported("the upstream behind this face lists runs by thread only")
         if upstream.provider.name == "arkloop":
             query = {name: value for name, value in request.query.items() if name not in ("upstream", "access_token")}
             return json_response(await upstream.ask(Ask("GET", "/v1/runs", query, {"Accept": "application/json"})))

@@ -15,22 +15,25 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from relay.core.errors import NotFound, RelayError, Unsupported, UpstreamUnavailable
-from relay.core.events import FINAL_STATUS, MOVING_STATUS, TERMINAL, Event, encode
+from relay.core.events import FINAL_STATUS, MOVING_STATUS, TERMINAL, Event, decode, encode
 from relay.core.faces import FaceWire, Fold
 from relay.core.filters import Types
 from relay.core.ids import RunKey, checked_id
 from relay.delivery import http
 from relay.delivery.options import DeliveryOptions
 from relay.delivery.pulse import Pulse
-from relay.fanout.hub import Hub, Wants
+from relay.fanout.hub import Hub
 from relay.fanout.topic import Topic
+from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.upstream import Upstream
 from relay.providers import native, wishes
+from relay.providers.own import ThreadQuery
 from relay.store.log import Log
 from relay.web.directory import Directory
 from relay.web.door import HEADERS, PRINCIPAL
 from relay.web.requests import the_run, upstream_hint
 from relay.web.resends import Attempt, Resends
+from relay.web.runs import Pumping
 
 _KNOWN_S: Final = 30.0
 _KNOWN: Final = 2000
@@ -46,7 +49,7 @@ class Ground:
     directory: Directory
     hub: Hub
     log: Log
-    wants: Wants
+    wants: Pumping
     pulse: Pulse
     delivery: DeliveryOptions
     resends: Resends
@@ -54,7 +57,7 @@ class Ground:
     """What never changes of runs, with the time it was learnt."""
 
     # --- which upstream ---------------------------------------------------------------------------------------------
-    def upstream(self, request: web.Request, face: str) -> Upstream:
+    def upstream(self, request: web.Request, face: str) -> Upstream | OwnUpstream:
         """The one a request goes to that names no run: the named one, the only one, or the only one of this shape."""
         found = self.directory.candidates(upstream_hint(request))
         alike = [upstream for upstream in found if upstream.provider.name == face]
@@ -149,6 +152,8 @@ class Ground:
         words = wishes.body_for(upstream.provider.name, face, body)
 
         async def create() -> dict[str, Any]:
+            if isinstance(upstream, OwnUpstream):
+                return await self._create_in_thread(upstream, thread_id, decode(words) if words else {})
             return upstream.provider.created(await upstream.ask(upstream.provider.create_run(thread_id, words)))
 
         async def busy_with() -> dict[str, Any] | None:
@@ -173,24 +178,45 @@ class Ground:
         self.wants.want(key)
         return key, answer
 
+    async def _create_in_thread(self, upstream: OwnUpstream, thread_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        provider = upstream.provider
+        if provider.streams_on_create:
+            made = await self.wants.create(upstream, thread_id, body)
+        else:
+            made = provider.created(await upstream.ask(provider.create_run(thread_id, body)))
+        await self.directory.note_thread(RunKey(upstream.name, str(made["run_id"])), thread_id)
+        return made
+
     # --- acting -----------------------------------------------------------------------------------------------------
     async def cancel(self, key: RunKey, last_seen_seq: int) -> None:
         upstream = self.directory.upstreams[key.upstream]
-        await upstream.ask(upstream.provider.cancel_run(key.run_id, last_seen_seq=last_seen_seq))
+        if isinstance(upstream, OwnUpstream):
+            await upstream.cancel(await self.directory.thread_of(key), key.run_id)
+        else:
+            await upstream.ask(upstream.provider.cancel_run(key.run_id, last_seen_seq=last_seen_seq))
 
     async def answer(self, key: RunKey, outputs: Mapping[str, str]) -> None:
         """What a run waits for: an output for each of its calls, by id."""
         upstream = self.directory.upstreams[key.upstream]
+        if isinstance(upstream, OwnUpstream):
+            named = [{"tool_call_id": call_id, "output": output} for call_id, output in outputs.items()]
+            await upstream.provide_input(await self.directory.thread_of(key), key.run_id, {"tool_outputs": named})
+            return
         if len(outputs) != 1:
             raise Unsupported("the upstream behind this face takes one answer at a time")
         [content] = outputs.values()
         await upstream.ask(upstream.provider.provide_input(key.run_id, content))
 
     # --- lists ------------------------------------------------------------------------------------------------------
-    async def of_thread(self, upstream: Upstream, thread_id: str) -> list[dict[str, Any]]:
+    async def of_thread(self, upstream: Upstream | OwnUpstream, thread_id: str) -> list[dict[str, Any]]:
         """A thread's runs in native form, newest first: as many as its upstream gives at once."""
-        ask = upstream.provider.list_thread_runs(thread_id, limit=upstream.provider.list_limit)
-        found = upstream.provider.runs(await upstream.ask(ask))
+        if isinstance(upstream, OwnUpstream):
+            found = await upstream.thread_runs(thread_id, ThreadQuery(upstream.provider.list_limit))
+            for run in found:
+                upstream.note_thread(str(run["run_id"]), thread_id)
+        else:
+            ask = upstream.provider.list_thread_runs(thread_id, limit=upstream.provider.list_limit)
+            found = upstream.provider.runs(await upstream.ask(ask))
         return await self.directory.complete(upstream, [{**run, "thread_id": thread_id} for run in found])
 
     # --- following --------------------------------------------------------------------------------------------------

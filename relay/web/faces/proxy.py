@@ -12,6 +12,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from relay.core.errors import NotFound, RelayError, TooLarge, Unsupported
+from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.upstream import Upstream
 from relay.web.door import HEADERS
 from relay.web.faces.ground import Ground
@@ -63,7 +64,9 @@ class _Passage:
                 raise
         raise TooLarge(f"a body passed on may have {BODY_BYTES} bytes")
 
-    async def _carried(self, request: web.Request, upstream: Upstream, path: str, body: _Body) -> web.StreamResponse:
+    async def _carried(
+        self, request: web.Request, upstream: Upstream | OwnUpstream, path: str, body: _Body
+    ) -> web.StreamResponse:
         query, sent = request.rel_url.raw_query_string, self._sent(request)
         pieces = body.pieces() if request.body_exists else None
         async with upstream.passage(request.method, path, query, sent, pieces) as answer:

@@ -14,6 +14,7 @@ from aiohttp import web
 from relay.core.cursor import count_of
 from relay.core.errors import InvalidRequest, NotFound, Unsupported
 from relay.core.ids import checked_id
+from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.upstream import Upstream
 from relay.providers.arkloop.conversation import ArkloopConversation
 from relay.providers.contract import Ask
@@ -129,7 +130,7 @@ class Threads:
     def _talk(self, request: web.Request) -> Conversation:
         return CONVERSATIONS[self._upstream(request).provider.name]
 
-    def _upstream(self, request: web.Request) -> Upstream:
+    def _upstream(self, request: web.Request) -> Upstream | OwnUpstream:
         return self._ground.upstream(request, self._face)
 
     async def _ask(self, request: web.Request, ask: Ask) -> Any:
