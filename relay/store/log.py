@@ -139,7 +139,11 @@ class Log:
             self._want_ms,
             self._fence,
         )
-        answer = (await self._call("claim", [ScriptCall(self._store.scripts["claim"], keys, args)]))[0]
+        try:
+            answer = (await self._call("claim", [ScriptCall(self._store.scripts["claim"], keys, args)]))[0]
+        except BaseException:
+            self._fence += 1  # it may have been given to us, and the server that knows of it may be gone
+            raise
         if not answer[0]:
             return float(answer[1]) / 1000
         flat = [text(item) for item in answer[3]]

@@ -432,7 +432,9 @@ def _fences(writes: Sequence[Row], faults: Sequence[Row], masters: Masters, foun
 
 def _later(claims: Sequence[_Claim], write: Row) -> list[_Claim]:
     """The claims answered before a write left, and granted after the one that gave it its lease."""
-    own = next((claim for claim in claims if (claim.owner, claim.fence) == (write["owner"], write["fence"])), None)
+    # Of two claims with the same owner and fence (the answer to the first was lost with its server) the later one is meant.
+    mine = [claim for claim in claims if (claim.owner, claim.fence) == (write["owner"], write["fence"])]
+    own = next((claim for claim in reversed(mine) if claim.came < write["t0"]), mine[0] if mine else None)
     return [
         claim
         for claim in claims

@@ -244,6 +244,13 @@ def test_two_owners() -> None:
     assert found(evidence) == {"two_owners": 2}  # 4 and 5 were still written under the old fence
 
 
+def test_one_owner_that_is_given_the_same_fence_twice_is_one_owner() -> None:
+    evidence = clean()
+    evidence.writes.append({**evidence.writes[0], "t0": 1003.5, "t1": 1003.51})
+    evidence.faults.append({"n": 2, "kind": "redis.lose_state", "run": RUN, "t0": 1003.3, "t1": 1003.4})
+    assert found(evidence) == {}
+
+
 def test_an_append_that_was_under_way_at_the_claim_is_none() -> None:
     evidence = clean()
     _second_claim(evidence, 1005.005)
