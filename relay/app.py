@@ -125,7 +125,7 @@ class App:
                 tasks.create_task(discovery.run(), name="discovery"),
                 tasks.create_task(hub.run(), name="hub"),
                 tasks.create_task(self._pulse.run(), name="pulse"),
-                tasks.create_task(self._watch_server(), name="embedded server watch"),
+                tasks.create_task(self._watch_server(stop), name="embedded server watch"),
             ]
             try:
                 await self._serve(stack, admit, upstreams, hub, ingestor)
@@ -136,7 +136,10 @@ class App:
                 await stop.wait()
             finally:
                 health.unready = "stopping"
-                await self._drain(discovery, ingestor, self.window_s if stop.is_set() else 0.0)
+                try:
+                    await self._drain(discovery, ingestor, self.window_s if stop.is_set() else 0.0)
+                finally:
+                    self._pulse.close()  # whatever broke the drain off, everybody is told
                 for task in background:
                     task.cancel()
 
@@ -145,6 +148,8 @@ class App:
         health.unready = "waiting for Redis"
         said_at = -math.inf
         while not stop.is_set():
+            if not self._alive():
+                raise StartupError("the embedded Redis server has died; see server.log in embedded.data_dir")
             try:
                 await self._store.check()
                 if self.alone:
@@ -233,9 +238,11 @@ class App:
 
     async def _drain(self, discovery: Discovery, ingestor: Ingestor, window_s: float) -> None:
         self._say.info("relay.draining", streams=self._pulse.count, window_s=window_s)
-        await discovery.release()
-        if not self.alone:
-            await ingestor.release()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.ingest.lease_s):  # by then they have ended by themselves
+                await discovery.release()
+                if not self.alone:
+                    await ingestor.release()
         # Meanwhile the listener stays open: balancers need a moment to see that we are not ready, and a stream refused
         # with 503 would end a plain EventSource for good.
         await self._pulse.drain(window_s)
@@ -244,9 +251,11 @@ class App:
         self._pulse.close()
         await ingestor.release()  # where nobody else can take them over, our viewers get their events until now
 
-    async def _watch_server(self) -> None:
+    async def _watch_server(self, stop: asyncio.Event) -> None:
         while self._alive():  # noqa: ASYNC110  (a child process has no event to wait for)
             await asyncio.sleep(1.0)
+        if stop.is_set():
+            return  # a whole group of processes was told to stop: the server as well as we
         raise StartupError("the embedded Redis server has died; see server.log in embedded.data_dir")
 
 

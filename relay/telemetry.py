@@ -61,7 +61,7 @@ INGEST_LAG = _histogram(
     "From an event's upstream timestamp to its arrival here (clock skew included).",
     "upstream",
 )
-RUNS_PUMPED = _gauge("relay_runs_pumped", "Runs this process holds the lease of.", "upstream")
+RUNS_PUMPED = _gauge("relay_runs_pumped", "Runs this process pumps, or waits to claim.", "upstream")
 RUNS_SEALED = _counter("relay_runs_sealed_total", "Runs that ended, by status.", "upstream", "status")
 ENDS_SYNTHESIZED = _counter(
     "relay_ends_synthesized_total", "Runs whose end we had to write because the upstream never did.", "upstream"

@@ -435,6 +435,9 @@ def test_ctrl_c_answers_130_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(10)
         return 0
 
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # as a process begins; other tests here may have changed it
     monkeypatch.setattr(watching, "watch", interrupted)
     assert watching.run(WatchOptions(run_id=RUN), io.StringIO()) == 130
 

@@ -171,6 +171,8 @@ class Assembler:
 
     def gap(self, reason: str, now: str) -> list[Draft]:
         """Something of this run could not be had, and readers must know."""
+        if self.head.ended:
+            return []
         return [*self._started(now, None), self._draft("run.gap", {"reason": reason}, now, synthesized=True)]
 
     def finish(self, status: str, data: dict[str, Any], now: str, *, at: str | None = None) -> list[Draft]:

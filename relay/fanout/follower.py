@@ -120,7 +120,7 @@ class Follower:
         wanted = [(topic.key, topic.last_seq, self._count(topic)) for topic in topics]
         pages = await self._log.read(wanted)
         for i, (topic, page) in enumerate(zip(topics, pages, strict=True)):
-            if _steps(topic, page):
+            if _steps(topic, page, wanted[i][1]):
                 pages[i] = list(await self._across(topic, wanted[i][2]))
         now = time.monotonic()
         for topic, (_, _, most), events in zip(topics, wanted, pages, strict=True):
@@ -196,5 +196,10 @@ class Follower:
             self._orphaned(topic.key)  # Redis lost what we have shown already; an owner fills it again
 
 
-def _steps(topic: Topic, events: Sequence[Event]) -> bool:
-    return bool(events) and events[0].seq > topic.last_seq + 1
+def _steps(topic: Topic, events: Sequence[Event], after: int) -> bool:
+    """Whether something may be missing in between. A run whose holes are confirmed has them anywhere but at the front."""
+    if not events:
+        return False
+    if topic.state.contiguous:  # a step inside may be a new generation: its readers must hear of it before they see it
+        return events[-1].seq != after + len(events)
+    return events[0].seq > after + 1

@@ -105,7 +105,7 @@ class History:
         """Up to `most` events behind `cursor`, unshared; has them fetched if they are missing."""
         if topic.state.floor <= cursor:  # as far as we know
             events = (await self._log.read([(topic.key, cursor, most)]))[0]
-            if events and events[0].seq == cursor + 1:
+            if events and events[-1].seq == cursor + len(events):  # a step anywhere may be a new generation
                 return Behind("log", events=events)
         # Nothing, or a hole, which may be the upstream's own or a head trimmed just now.
         found = await self._log.old.behind(topic.key, cursor, most)

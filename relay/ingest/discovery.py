@@ -99,6 +99,8 @@ class Lookout:
             await self._hold(token, until)
         except* (TimeoutError, LeaseLost):
             self._say.info("discovery.lost", hint="the lease could not be kept; whoever takes it looks")
+        except* StoreUnavailable:
+            pass  # it went away between taking the lease and reading what was noted
         finally:
             for gauge in (telemetry.LOOKING, telemetry.RUNS_ACTIVE, telemetry.RUNS_WAITING):
                 gauge.labels(self.name).set(0)

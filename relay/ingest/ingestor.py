@@ -76,6 +76,11 @@ class Ingestor:
         self._tasks: asyncio.TaskGroup | None = None
         self._closing = False
         self._away = False
+        self._tags = list(log.keys.tags())
+        self._heard: set[str] = set()
+        """Partitions that answered the last scan."""
+        self._held: dict[str, float] = {}
+        """Partitions that came back, and until when their owners go first."""
         self._hold_until = 0.0
         """Until then nothing is claimed that was not ours: Redis came back, or its clock was set; its owners go first."""
 
@@ -108,6 +113,8 @@ class Ingestor:
         """Make a run whose only stream is the answer, and pump that. Raises the upstream's refusal."""
         if self._tasks is None or self._closing:
             raise Overloaded("this relay is going away", code="relay.draining", retry_after_s=2.0)
+        if len(self._pumped) >= self._options.runs:  # nobody would read the one stream there is
+            raise Overloaded("this relay pumps as many runs as it can", retry_after_s=2.0)
         intake = Intake(upstream, upstream.provider.create_run(thread_id, body), event_bytes=self._event_bytes)
         intake.task = self._tasks.create_task(intake.read(), name=f"intake {upstream.name}")
         made = await intake.created()
@@ -283,11 +290,21 @@ class Ingestor:
             if found is None:
                 continue
             await self._look_at_clocks(found.clocks, began)
+            self._hold_returned(found.clocks)
             random.shuffle(found.orphans)
             for key in found.orphans:
-                self._start(key, orphan=True)
+                if self._tags[self._log.keys.partition(key)] not in self._held:
+                    self._start(key, orphan=True)
             if found.soonest_s is not None:
                 pause_s = min(_SCAN_S, found.soonest_s + 0.005)
+
+    def _hold_returned(self, heard: Mapping[str, float]) -> None:
+        """A part of Redis that was away and is back: there, too, owners go first."""
+        now = time.monotonic()
+        back = heard.keys() - self._heard if self._heard else ()
+        self._heard = set(heard)
+        self._held = {tag: until for tag, until in self._held.items() if until > now}
+        self._held |= dict.fromkeys(back, now + self._options.lease_s)
 
     async def _look_at_clocks(self, told: Mapping[str, float], began: float) -> None:
         jump_s = self._clocks.jump_s(told, began, time.monotonic())

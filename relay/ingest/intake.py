@@ -27,6 +27,10 @@ _FIRST: Final = 10
 """Within so many messages a stream must have told which run it is."""
 
 
+_OVERHEAD: Final = 256
+"""About what a held message costs beside its data."""
+
+
 class Intake:
     def __init__(self, upstream: OwnUpstream, ask: Ask, *, event_bytes: int) -> None:
         self._upstream = upstream
@@ -109,7 +113,7 @@ class Intake:
             return  # behind a hole nothing fits on
         self._look(message)
         self._held.append(message)
-        self._size += len(message.data)
+        self._size += len(message.data) + _OVERHEAD
         self._some.set()
         if self._size > _HELD:
             self.lost = True

@@ -70,6 +70,8 @@ class OwnPump(Tenure):
         self._read = upstream.provider.reader()
         self._pending: tuple[list[Event], dict[str, str]] | None = None
         """An append whose outcome is unknown."""
+        self._connection = 0
+        """Which attached stream the assembler's places belong to."""
         self._pace_s = 0.0
         self._floor_s = 0.0
         self._streamed = True
@@ -100,8 +102,11 @@ class OwnPump(Tenure):
         await self._begin(claim)
         self._say.info("pump.claimed", last_seq=claim.state.last_seq, generation=self._made.head.generation)
         self._thread_id = await self._thread(claim.fields)
+        if claim.fields.get("thread_id") != self._thread_id:  # before any row: whoever comes after us needs it
+            await self._append([], {"thread_id": self._thread_id})
         self._primed = False
-        await self._look(streaming=self._intake is not None)
+        if not self._made.head.ended:
+            await self._look(streaming=self._intake is not None)
         while not self._made.head.ended:
             await self._stream()
             if not self._made.head.ended:
@@ -113,6 +118,7 @@ class OwnPump(Tenure):
     async def _begin(self, claim: Claim) -> None:
         """Go on from what is durable: what this pump remembers if that agrees, else what the log and its cursor say."""
         at, known, pending = claim.state.last_seq, self.durable_seq, self._pending
+        self._highest = max(self._highest, known)  # also what was only taken over, and never written by us
         least = max(self._highest, self._shown(self.key))  # a log that ends before it has lost rows
         self._pending = None
         made = Assembler.restored(self.key.run_id, claim.fields, named_parts=self._upstream.provider.named_parts)
@@ -197,6 +203,8 @@ class OwnPump(Tenure):
         if ask is None or not self._upstream.has("attach"):
             return None
         self._made.connected()
+        self._connection += 1
+        connection = self._connection
         if self._upstream.attach_joins == "live" and self._made.head.started:
             self._made.joins(late=True)
         body = Body(self._upstream, ask, self._read_all, kind="follow", event_bytes=self._event_bytes)
@@ -205,7 +213,7 @@ class OwnPump(Tenure):
         await self._follow(body.batches(self._patience_s))
         if self._run.last_seq > before or body.ending.reason == "eof":
             self._refused = 0
-        if started and self._made.sure:
+        if started and self._made.sure and self._connection == connection:
             self._upstream.attach_joins = "live" if self._made.late else "replay"
         self._floor_s = max(self._floor_s, min(body.ending.retry_after_s or 0.0, _RETRY_AFTER_S))
         return body.ending
@@ -219,6 +227,7 @@ class OwnPump(Tenure):
         return [one for message in messages for one in self._read(message)]
 
     async def _follow(self, batches: AsyncGenerator[list[Observation]]) -> None:
+        connection = self._connection
         async with aclosing(batches):
             async for seen in batches:
                 if seen:
@@ -228,8 +237,8 @@ class OwnPump(Tenure):
                     return
                 if self._patience_s() <= 0:
                     await self._look(streaming=True)
-                if self._made.head.ended:
-                    return
+                if self._made.head.ended or self._connection != connection:
+                    return  # another stream told it meanwhile, and the places of this one are forgotten
 
     async def _attach_refused(self) -> None:
         """A finished run may refuse too: only an active one tells that there is no such call."""

@@ -64,7 +64,7 @@ class Tenure:
                         return False
                     seen_left_s = await self._look_at_lease_again(claim)
                     continue
-                backoff = self._backoff()
+                backoff, seen_left_s = self._backoff(), None
                 await self._owning(claim)
                 return True
             except (LogMoved, LeaseLost) as error:
@@ -94,8 +94,9 @@ class Tenure:
 
     def interrupt(self) -> None:
         """The run's state in Redis is not what this pump thinks: stop what it does, claim anew, resume from there."""
-        if self._scope is not None:
-            self._scope.reschedule(asyncio.get_running_loop().time())
+        scope, self._scope = self._scope, None  # once: a scope that is ending already cannot be told again
+        if scope is not None:
+            scope.reschedule(asyncio.get_running_loop().time())
 
     async def _owning(self, claim: Claim) -> None:
         async with asyncio.timeout(None) as scope:

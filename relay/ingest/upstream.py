@@ -79,7 +79,9 @@ class Client:
             telemetry.UPSTREAM_REQUESTS.labels(self.name, "unreachable").inc()
             raise _translated(error) from error
         except RelayError as error:
-            telemetry.UPSTREAM_REQUESTS.labels(self.name, error.code).inc()
+            telemetry.UPSTREAM_REQUESTS.labels(
+                self.name, type(error).code
+            ).inc()  # the code may be the upstream's own words
             raise
         telemetry.UPSTREAM_REQUESTS.labels(self.name, "ok").inc()
         return answer, response.headers
@@ -127,7 +129,7 @@ class Client:
                     allow_redirects=False,
                     skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
                     auto_decompress=False,
-                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s),
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s, sock_read=self._stall_s),
                 )
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise _translated(error) from error
@@ -146,7 +148,8 @@ class Client:
             ask.method, ask.path, query, headers, _whole(ask.body) if ask.body else None
         ) as response:
             try:
-                answer = await json_of(response)
+                async with asyncio.timeout(self._connect_s * 3):
+                    answer = await json_of(response)
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise _translated(error) from error
             if response.status == 401:
@@ -166,10 +169,11 @@ class Client:
     def _refusal(self, response: aiohttp.ClientResponse, answer: object) -> RelayError:
         """What the upstream's refusal means; whatever it says, it must not tell our callers our credentials."""
         error = self._system.error(response.status, response.headers, answer)
-        if self._token and self._token in error.message:
+        # The whole answer is judged, not what was taken from it: a part of a token is too much as well.
+        if self._token and encode(self._token)[1:-1] in encode(answer):
             error.message = "the upstream refused the request"
-        if self._token and self._token.encode() in encode(error.details):
-            error.details = None
+            error.code = type(error).code
+            error.details = {"upstream_status": response.status} if error.details else None
         return error
 
     def _request(self, ask: Ask, stall_s: float | None = None) -> Any:

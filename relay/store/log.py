@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from relay import telemetry
 from relay.core.errors import LeaseLost, LogMoved, Unwanted
 from relay.core.events import Event
 from relay.core.ids import RunKey
@@ -22,7 +23,9 @@ from relay.store.entries import event_of, text
 from relay.store.keys import Keys
 from relay.store.old import Old
 from relay.store.options import RetentionOptions
-from relay.store.redis import ScriptCall, Store
+from relay.store.redis import Refused, ScriptCall, Store
+
+_T = TypeVar("_T")
 
 _PAST_MS = 30 * 86_400_000
 """How long it is remembered that an own-seq run had a log: longer than any reader keeps a cursor."""
@@ -113,6 +116,8 @@ class Log:
         self.keys = keys
         self._store = store
         self._owner = secrets.token_urlsafe(12)
+        self._unreadable: set[RunKey] = set()
+        """Runs of which that was said."""
         self._fence = 0
         """The highest fence we were ever given: with it, owner and fence together never come twice."""
         self._lease_ms = int(lease_s * 1000)
@@ -289,8 +294,8 @@ class Log:
     async def states(self, keys: Sequence[RunKey]) -> list[LogState | None]:
         """What is known of each run; None where nothing is (never pumped, expired, flushed)."""
         commands = [("HMGET", self.keys.run(key), *_STATE_FIELDS) for key in keys]
-        answers = await self._store.run("states", commands)
-        return [_state(answer) for answer in answers]
+        answers = await self._store.run("states", commands, each=True)
+        return [self._readable(key, _state, answer) for key, answer in zip(keys, answers, strict=True)]
 
     async def tail(self, key: RunKey, most: int) -> list[Event]:
         """The last events of a log, in order."""
@@ -300,8 +305,27 @@ class Log:
     async def read(self, requests: Sequence[tuple[RunKey, int, int]]) -> list[list[Event]]:
         """For each (run, after_seq, most): the events behind after_seq, in one round trip."""
         commands = [("XRANGE", self.keys.log(key), f"({after}-0", "+", "COUNT", most) for key, after, most in requests]
-        answers = await self._store.run("read", commands)
-        return [[event_of(entry) for entry in answer] for answer in answers]
+        answers = await self._store.run("read", commands, each=True)
+        return [
+            self._readable(key, _events, answer) or [] for (key, _, _), answer in zip(requests, answers, strict=True)
+        ]
+
+    def _readable(self, key: RunKey, read: Callable[[Any], _T], answer: Any) -> _T | None:
+        """What an answer says; None if somebody else has written there: that is that run's trouble and nobody else's."""
+        try:
+            if isinstance(answer, Exception):
+                raise answer
+            return read(answer)
+        except (Refused, LookupError, TypeError, ValueError) as error:
+            telemetry.STORE_ERRORS.labels("unreadable").inc()
+            if key not in self._unreadable:
+                self._unreadable = {*list(self._unreadable)[-999:], key}
+                telemetry.logger(run_id=key.run_id, upstream=key.upstream).error("log.unreadable", reason=str(error))
+            return None
+
+
+def _events(answer: Sequence[Any]) -> list[Event]:
+    return [event_of(entry) for entry in answer]
 
 
 def _state(answer: Sequence[bytes | None]) -> LogState | None:

@@ -125,7 +125,8 @@ def node_at(address: Address, timeout_s: float, *, tls: bool, **access: Any) -> 
 
 def node_of_url(url: str, timeout_s: float) -> Node:
     """redis://, rediss:// or unix://, read by redis-py."""
-    return Node(url, BlockingConnectionPool.from_url(url, **_connection_kwargs(timeout_s)), timeout_s)
+    name = url.partition("?")[0].rpartition("@")[2]  # names are logged
+    return Node(name, BlockingConnectionPool.from_url(url, **_connection_kwargs(timeout_s)), timeout_s)
 
 
 def hand_over(node: Node, to: str) -> None:

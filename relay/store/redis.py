@@ -28,6 +28,9 @@ _AWAY: Final = (
 )  # fmt: skip
 """Error replies that mean "not now": nothing was written, trying again later is right."""
 
+Refused = exceptions.ResponseError
+"""What Redis answers to a command it will not do, away or not."""
+
 _ELSEWHERE: Final = (exceptions.MovedError, exceptions.AskError, exceptions.ReadOnlyError, exceptions.ClusterDownError)
 """Answers that say that the topology has changed."""
 
@@ -114,8 +117,8 @@ class Bells:
             return await call
         except RuntimeError as error:  # uvloop's words for a connection that was closed meanwhile
             raise StoreUnavailable("the bells fell silent") from error
-        except (exceptions.RedisError, OSError) as error:
-            raise translated(error, "bells") from error
+        except (exceptions.RedisError, OSError) as error:  # bells carry no truth: whatever it was, they fell silent
+            raise StoreUnavailable("the bells fell silent") from error
 
 
 class Store:
@@ -130,6 +133,7 @@ class Store:
         self._looks = 0
         self._blind = False
         """Whether the last look found nobody to ask."""
+        self._probe = f"{options.prefix}:{{p00}}:bell:check"
         self.scripts = {name: Script(name) for name in SCRIPTS}
 
     async def check(self) -> None:
@@ -141,6 +145,7 @@ class Store:
             for node in self._nodes.every():
                 await self._load(node)
                 await self._check_eviction(node)
+                await self._check_channels(node)
         except exceptions.AuthenticationError as error:
             raise StartupError(f"redis.url: {where} refused our credentials") from error
         except (exceptions.RedisError, OSError, TimeoutError) as error:
@@ -155,6 +160,13 @@ class Store:
         await self._look()
         for node in self._nodes.every():
             await self._execute(node, [("PING",)], "ping")
+
+    async def _check_channels(self, node: Node) -> None:
+        """Redis 7 gives a new user no channels unless told to: `append` would fail behind its XADD."""
+        answer = (await node.exchange([("SPUBLISH", self._probe, "")]))[0]  # MOVED is fine: another node has the slot
+        if isinstance(answer, exceptions.NoPermissionError):
+            channels = self._probe.partition(":")[0]
+            raise StartupError(f"redis.url: {shown(self.url)} gives our user no channels; allow &{channels}:*")
 
     async def _check_eviction(self, node: Node) -> None:
         answer = (await node.exchange([("CONFIG", "GET", "maxmemory-policy")]))[0]
@@ -175,16 +187,16 @@ class Store:
             if isinstance(answer, Exception):
                 raise answer
 
-    async def run(self, what: str, commands: Sequence[Command]) -> list[Any]:
+    async def run(self, what: str, commands: Sequence[Command], *, each: bool = False) -> list[Any]:
         """Plain commands (the key is their second word), one round trip per server; the answers in order.
 
-        Raises for the first one that failed.
+        Raises for the first one that failed; with `each`, what is wrong with one key alone is the answer for it.
         """
         answers = await self._spread(
             what, [(str(command[1]) if len(command) > 1 else "", command) for command in commands]
         )
         for answer in answers:
-            if isinstance(answer, Exception):
+            if isinstance(answer, Exception) and (away(answer) or not each):
                 raise translated(answer, what) from answer
         return answers
 

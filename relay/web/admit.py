@@ -120,6 +120,14 @@ class Admit:
             raise Forbidden("a viewer token may only read its run")
         return Principal(f"{name} (viewer)", run=key, expires_at=time.monotonic() + expires_at - time.time())
 
+    def knows(self, credentials: str) -> bool:
+        """Whether this, with or without its scheme, is a key of ours, whatever the mode: such a one is passed to nobody."""
+        try:
+            self._key(credentials, raw=True)
+        except Unauthenticated:
+            return False
+        return True
+
     def _key(self, header: str | None, *, raw: bool) -> Principal:
         if header is None:
             raise Unauthenticated("send an API key as Authorization: Bearer")

@@ -25,6 +25,8 @@ Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PRINCIPAL: Final = web.RequestKey("principal", Principal)
 TRACE_ID: Final = web.RequestKey("trace_id", str)
 HEADERS: Final = web.RequestKey("headers", dict[str, str])
+OURS: Final = web.RequestKey[Callable[[str], bool]]("ours")
+"""Tells whether credentials are a key of this relay."""
 """What every response carries; a stream has to put it into its own head."""
 
 _ID_OF: Final = {"runs": "run_id", "threads": "thread_id"}
@@ -55,8 +57,12 @@ def build(routes: list[Route], admit: Admit, *, body_bytes: int, refuse: Refuse 
     known: dict[web.AbstractRoute, Route] = {}
     app = web.Application(middlewares=[_boundary(known, admit, refuse or refusal)], client_max_size=body_bytes)
     for route in routes:
-        known[app.router.add_route(route.method, route.path, route.endpoint)] = route
+        known[app.router.add_route(route.method, route.path, route.endpoint, expect_handler=_later)] = route
     return app
+
+
+async def _later(_: web.Request) -> None:
+    """Nothing is said before the door has spoken; an expectation may be ignored (RFC 9110 section 10.1.1)."""
 
 
 def _boundary(known: Mapping[web.AbstractRoute, Route], admit: Admit, refuse: Refuse) -> Any:
@@ -65,6 +71,7 @@ def _boundary(known: Mapping[web.AbstractRoute, Route], admit: Admit, refuse: Re
         trace_id = uuid.uuid4().hex
         route = known.get(request.match_info.route)
         request[TRACE_ID] = trace_id
+        request[OURS] = admit.knows
         request[HEADERS] = {
             "X-Trace-Id": trace_id,
             "X-Content-Type-Options": "nosniff",
@@ -95,6 +102,9 @@ async def _admitted(request: web.Request, endpoint: Endpoint, route: Route | Non
     except RelayError as error:
         telemetry.REFUSED.labels(error.code).inc()
         raise
+    if request.version >= (1, 1) and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
     return await endpoint(request)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
@@ -10,7 +11,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from relay.core.cursor import count_of
-from relay.core.errors import InvalidRequest, NotFound, Unsupported
+from relay.core.errors import InvalidRequest, NotFound, StoreUnavailable, Unsupported
 from relay.core.events import MAX_SEQ
 from relay.core.ids import RunKey, checked_id
 from relay.fanout.hub import Wants
@@ -79,8 +80,9 @@ class Runs:
             made = await self._wants.create(upstream, thread_id, body)
         else:
             made = provider.created(await upstream.ask(provider.create_run(thread_id, body)))
-        await self._log.note_thread(RunKey(upstream.name, str(made["run_id"])), thread_id)
         upstream.note_thread(str(made["run_id"]), thread_id)
+        with suppress(StoreUnavailable):  # the run exists: an error now would have it made twice; its pump notes it too
+            await self._log.note_thread(RunKey(upstream.name, str(made["run_id"])), thread_id)
         return made
 
     async def cancel(self, request: web.Request) -> web.Response:

@@ -280,7 +280,9 @@ class Traffic:
 
     def streams(self, run_id: str) -> list[Request]:
         """Requests for the run's events so far."""
-        return [request for request in self.requests if urlsplit(request.url).path == events_path(run_id)]
+        # The dashboard asks the native face by its own name, whoever has the root.
+        paths = (events_path(run_id), f"/native{events_path(run_id)}")
+        return [request for request in self.requests if urlsplit(request.url).path in paths]
 
     def answers(self, run_id: str) -> list[int | None]:
         """Their statuses; None: no answer came."""

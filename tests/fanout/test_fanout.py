@@ -10,13 +10,14 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 import pytest
+import redis as sync_redis
 
 from relay import telemetry
 from relay.core.errors import StoreUnavailable
 from relay.core.events import Event
 from relay.core.filters import Types
 from relay.core.ids import RunKey
-from relay.core.window import Slice
+from relay.core.window import Slice, Window
 from relay.core.wires import Notice, Wire
 from relay.fanout.hub import Hub
 from relay.fanout.options import FanoutOptions
@@ -429,3 +430,36 @@ async def test_a_request_that_outlives_the_hub_is_refused_and_crashes_nothing(
         with pytest.raises(StoreUnavailable):
             async with bench.hub.topic(key()):
                 pass
+
+
+async def test_no_page_crosses_into_a_new_generation(bench: Bench) -> None:
+    """The rows of the old one may still lie before it: whoever stood among them must hear of it first."""
+    run = key()
+    await bench.write(run, 10)
+    async with bench.hub.topic(run) as topic:
+        claim = await bench.log.claim(run)
+        assert isinstance(claim, Claim)
+        assert claim.lease is not None
+        first = 1_700_000_000_000_000
+        fields = {"generation": str(first), "floor": str(first - 1), "gone": str(first - 1)}
+        assert await bench.log.append([Append(claim.lease, 10, [], fields)]) == [None]
+        await bench._append(claim.lease, 10, [Event(seq, "a", b'"%d"' % seq) for seq in (first, first + 1)])
+        assert (await bench.hub._history.read(topic, 4, 100)).where == "gone"
+        await topic.refresh()
+        seen = await read_all(bench, topic, first - 1, first + 1)
+        assert seen == [first, first + 1]
+
+
+async def test_a_log_nobody_can_read_is_the_trouble_of_its_own_readers_alone(bench: Bench, redis_url: str) -> None:
+    odd, good = key(), key()
+    await bench.write(good, 3)
+    await bench.write(odd, 3)
+    with sync_redis.Redis.from_url(redis_url) as raw:
+        raw.delete(bench.log.keys.log(odd))
+        raw.set(bench.log.keys.log(odd), "mine")
+    async with bench.hub.topic(good) as topic, bench.hub.topic(odd) as other:
+        bench.hub._follower._ring(other, state=True)
+        other.window = Window(0)
+        bench.hub._follower._ring(other, state=False)
+        await bench.write(good, 6)
+        assert await read_all(bench, topic, 0, 6) == [1, 2, 3, 4, 5, 6]

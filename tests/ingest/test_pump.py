@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -15,9 +16,14 @@ from relay.core.errors import StoreUnavailable
 from relay.core.ids import RunKey
 from relay.core.run import status_after
 from relay.ingest import pump as pump_module
+from relay.ingest.ingestor import Ingestor
 from relay.ingest.options import IngestOptions
 from relay.ingest.pump import Pump
+from relay.ingest.upstream import Client
+from relay.providers import OWN_SEQ, PROVIDERS
 from relay.store.keys import Keys
+from relay.store.log import Log
+from relay.store.options import RetentionOptions
 from tests.support.relay import running
 from tests.support.upstream import ScriptedUpstream
 from tests.support.viewer import Journal, watch_sse
@@ -107,3 +113,28 @@ async def until(fact: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not fact():
             await asyncio.sleep(0.01)
+
+
+def test_where_a_part_of_redis_was_away_owners_go_first() -> None:
+    log = Log(cast(Any, None), Keys("p", 4), RetentionOptions(), lease_s=3.0, want_s=60.0)
+    ingestor = Ingestor(log, {}, IngestOptions(), event_bytes=1)
+    every = dict.fromkeys(log.keys.tags(), 0.0)
+    away = log.keys.tags()[2]
+    ingestor._hold_returned(every)
+    assert not ingestor._held
+    ingestor._hold_returned({tag: 0.0 for tag in every if tag != away})
+    assert not ingestor._held
+    ingestor._hold_returned(every)
+    assert list(ingestor._held) == [away]
+
+
+@pytest.mark.parametrize("cut", [470, 480, 499])
+def test_no_part_of_our_credentials_is_told(cut: int) -> None:
+    token = "sk-secret-0123456789abcdefghijklmnopqrstuvwxyz"
+    words = "x" * (cut - 10) + token
+    for system in (*PROVIDERS.values(), *OWN_SEQ.values()):
+        client = Client.__new__(Client)
+        client._system, client._token = cast(Any, system), token
+        response = cast(Any, SimpleNamespace(status=400, headers={}))
+        error = client._refusal(response, {"error": {"message": words}, "message": words, "detail": words})
+        assert token[:8] not in error.message + str(error.details) + error.code

@@ -291,3 +291,16 @@ async def test_bells_ring_for_events_and_for_the_seal(bench: Bench) -> None:
         await bench.one.seal(lease, prev=2, status="completed")
         assert await bells.read() == [b"smessage", channel.encode(), b"sealed"]
     await bells.close()
+
+
+async def test_a_user_without_channels_is_refused_at_the_start(own_redis: EmbeddedServer) -> None:
+    """Redis 7 gives a new user none, and an append would fail behind its XADD."""
+    with sync_redis.Redis.from_url(own_redis.url) as client:
+        client.acl_setuser("relay", enabled=True, passwords=["+pw"], keys=["*"], categories=["+@all"], reset=True)
+    url = own_redis.url.replace("unix://", "unix://relay:pw@")
+    store = Store(url, RedisOptions())
+    try:
+        with pytest.raises(StartupError, match="channels"):
+            await store.check()
+    finally:
+        await store.close()

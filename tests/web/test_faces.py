@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -145,6 +146,35 @@ async def test_a_key_of_ours_is_never_passed_on(redis_url: str) -> None:
         assert "X-Upstream-Authorization" not in found.asked[-1][2]
 
 
+async def test_what_is_ours_in_a_request_stays_here_also_where_nobody_needs_a_key(redis_url: str) -> None:
+    auth = {"mode": "none", "keys": (KeyOptions("ops", hash_of("our-key"), admin=True),)}
+    async with vendor() as found, running(found.url, redis_url, auth=auth) as relay:
+        assert (await get(relay, "/arkloop/v1/me", headers={"Authorization": "Bearer our-key"}))[0] == 401
+        theirs = {"Authorization": "Bearer theirs"}
+        asked = f"{relay.url}/arkloop/v1/me?a=1&access_token=x.y.z&upstream=main&b=%2F"
+        async with relay.session.get(aiohttp.client.URL(asked, encoded=True), headers=theirs) as answer:
+            assert answer.status == 200
+        assert found.asked[-1][1] == "/base/v1/me?a=1&b=%2F"
+        packed = {**theirs, "Content-Encoding": "gzip"}
+        async with relay.session.post(
+            f"{relay.url}/arkloop/v1/talk/t", data=gzip.compress(b"plain"), headers=packed
+        ) as answer:
+            assert answer.status == 200
+            assert answer.headers["Content-Security-Policy"].startswith("sandbox")
+        assert found.asked[-1][3] == b"plain"
+        assert "Content-Encoding" not in found.asked[-1][2]
+        assert "our-key" not in str(found.asked)
+
+
+async def test_nothing_is_said_before_the_door(redis_url: str) -> None:
+    async with vendor() as found, running(found.url, redis_url) as relay:
+        for expectation in ("100-continue", "<script>"):
+            headers = {"Host": "evil.example", "Expect": expectation}
+            async with relay.session.get(f"{relay.url}/v1/runs", headers=headers) as answer:
+                assert (answer.status, (await answer.json())["code"]) == (403, "http.host_not_allowed")
+                assert answer.headers["Server"] == "relay"
+
+
 async def test_redirects_are_shown_and_not_followed_and_streams_flow(redis_url: str) -> None:
     async with vendor() as found, running(found.url, redis_url) as relay:
         async with relay.session.get(f"{relay.url}/arkloop/v1/moved", allow_redirects=False) as answer:
@@ -157,7 +187,19 @@ async def test_redirects_are_shown_and_not_followed_and_streams_flow(redis_url: 
                 await answer.read()
 
 
-@pytest.mark.parametrize("path", ["/v1/..%2f..%2fadmin", "/v1/%2e%2e/x", "/v1//x", "/v1/x\\y", "/v1/a%5cb", "/v1/x%00"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/..%2f..%2fadmin",
+        "/v1/%2e%2e/x",
+        "/v1//x",
+        "/v1/x\\y",
+        "/v1/a%5cb",
+        "/v1/x%00",
+        "/v1/..;/x",
+        "/v1/%252e%252e/x",
+    ],
+)
 async def test_a_path_that_may_mean_another_one_is_refused(redis_url: str, path: str) -> None:
     async with vendor() as found, running(found.url, redis_url) as relay:
         url = aiohttp.client.URL(f"{relay.url}/arkloop{path}", encoded=True)

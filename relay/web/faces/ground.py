@@ -9,12 +9,13 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from relay.core.errors import NotFound, RelayError, Unsupported, UpstreamUnavailable
+from relay.core.errors import NotFound, RelayError, StoreUnavailable, Unsupported, UpstreamUnavailable
 from relay.core.events import FINAL_STATUS, MOVING_STATUS, TERMINAL, Event, decode, encode
 from relay.core.faces import FaceWire, Fold
 from relay.core.filters import Types
@@ -184,7 +185,9 @@ class Ground:
             made = await self.wants.create(upstream, thread_id, body)
         else:
             made = provider.created(await upstream.ask(provider.create_run(thread_id, body)))
-        await self.directory.note_thread(RunKey(upstream.name, str(made["run_id"])), thread_id)
+        upstream.note_thread(str(made["run_id"]), thread_id)
+        with suppress(StoreUnavailable):  # the run exists: an error now would have it made twice; its pump notes it too
+            await self.log.note_thread(RunKey(upstream.name, str(made["run_id"])), thread_id)
         return made
 
     # --- acting -----------------------------------------------------------------------------------------------------

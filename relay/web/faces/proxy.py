@@ -8,27 +8,45 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Final
+from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 
 from relay.core.errors import NotFound, RelayError, TooLarge, Unsupported
 from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.upstream import Upstream
-from relay.web.door import HEADERS
+from relay.web.door import HEADERS, OURS
 from relay.web.faces.ground import Ground
 
 CREDENTIALS: Final = "X-Upstream-Authorization"
 BODY_BYTES: Final = 32 * 1_048_576
 """Largest request body passed on; what comes back is not bounded, for none of it is kept."""
 
+_AMBIGUOUS: Final = ("//", "\\", "%2f", "%5c", "%2e", "%00", "%25", "%3b", "/../", "/./", "/..;", "/.;")
+_OUR_QUERY: Final = ("access_token", "upstream")
 _HOP: Final = frozenset(
     {
         "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
         "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
-_NOT_SENT: Final = _HOP | {"host", "content-length", "authorization", "cookie", "origin", "referer", "forwarded"}
-_NOT_GIVEN: Final = _HOP | {"content-length", "set-cookie", "server", "x-trace-id", "alt-svc"}
+_DECODED: Final = ("gzip", "deflate", "br", "zstd")
+"""What the server has undone by the time we see a body."""
+_NOT_SENT: Final = _HOP | {
+    "expect",
+    "host",
+    "content-length",
+    "authorization",
+    "cookie",
+    "origin",
+    "referer",
+    "forwarded",
+}
+_NOT_GIVEN: Final = _HOP | {
+    "content-length", "set-cookie", "server", "x-trace-id", "alt-svc", "content-security-policy", "clear-site-data",
+    "service-worker-allowed", "strict-transport-security", "report-to", "nel", "x-accel-redirect", "x-sendfile",
+    "x-content-type-options",
+}  # fmt: skip
 
 
 class Proxy:
@@ -53,12 +71,16 @@ class _Passage:
         upstream = self._ground.upstream(request, self._face)
         if upstream.provider.name != self._face:
             raise Unsupported(f"the upstream behind this face is no {self._face}: only its runs can be served")
-        path = request.raw_path.partition("?")[0].removeprefix(self._mount)
+        path = request.raw_path.partition("?")[0]
+        if not path.startswith(f"{self._mount}/"):  # it was routed decoded, and would be sent as it is
+            raise NotFound("there is nothing at this path", code="http.not_found")
+        path = path.removeprefix(self._mount)
         _check_path(path)
         body = _Body(request)
         try:
             if not body.too_large:
-                return await self._carried(request, upstream, path, body)
+                with self._ground.pulse.place():  # it may stay open for as long as a stream does
+                    return await self._carried(request, upstream, path, body)
         except RelayError:
             if not body.too_large:
                 raise
@@ -67,13 +89,16 @@ class _Passage:
     async def _carried(
         self, request: web.Request, upstream: Upstream | OwnUpstream, path: str, body: _Body
     ) -> web.StreamResponse:
-        query, sent = request.rel_url.raw_query_string, self._sent(request)
+        query, sent = _theirs(request.rel_url.raw_query_string), self._sent(request)
         pieces = body.pieces() if request.body_exists else None
         async with upstream.passage(request.method, path, query, sent, pieces) as answer:
             response = web.StreamResponse(status=answer.status, headers=request[HEADERS])
             for name, value in answer.headers.items():
                 if name.lower() not in _NOT_GIVEN and not name.lower().startswith("access-control-"):
                     response.headers.add(name, value)
+            response.headers["Content-Security-Policy"] = (
+                "sandbox; default-src 'none'"  # a page of theirs is none of ours
+            )
             if hdrs.CONTENT_LENGTH in answer.headers:
                 response.content_length = int(answer.headers[hdrs.CONTENT_LENGTH])
             await response.prepare(request)
@@ -88,12 +113,14 @@ class _Passage:
             return response
 
     def _sent(self, request: web.Request) -> list[tuple[str, str]]:
-        named = {item.strip().lower() for item in request.headers.get(hdrs.CONNECTION, "").split(",")}
+        lines = request.headers.getall(hdrs.CONNECTION, ())
+        named = {item.strip().lower() for line in lines for item in line.split(",")}
         sent = [
             (name, value)
             for name, value in request.headers.items()
             if (low := name.lower()) not in _NOT_SENT
             and low not in named
+            and not (low == "content-encoding" and value.lower() in _DECODED)
             and not low.startswith(("x-relay-", "x-forwarded-", "x-upstream-"))
         ]
         own = credentials_of(request, keys_are_ours=self._keys_are_ours)
@@ -102,13 +129,19 @@ class _Passage:
 
 def credentials_of(request: web.Request, *, keys_are_ours: bool) -> str | None:
     """The viewer's own credentials for an upstream. A key that let them in here is none of them."""
-    return request.headers.get(CREDENTIALS if keys_are_ours else hdrs.AUTHORIZATION)
+    given = request.headers.get(CREDENTIALS if keys_are_ours else hdrs.AUTHORIZATION)
+    return None if given is not None and request[OURS](given) else given
+
+
+def _theirs(query: str) -> str:
+    """A query without what is meant for us, the rest as it came."""
+    return "&".join(item for item in query.split("&") if unquote(item.partition("=")[0]) not in _OUR_QUERY)
 
 
 def _check_path(path: str) -> None:
     """Only what says plainly what it means: a path that means another one once decoded could leave the API."""
     low = path.lower()
-    if not path.startswith("/") or any(bad in low for bad in ("//", "\\", "%2f", "%5c", "%2e", "%00", "/../", "/./")):
+    if not path.startswith("/") or any(bad in low for bad in _AMBIGUOUS):
         raise NotFound("there is nothing at this path", code="http.not_found")
     if low.endswith(("/..", "/.")):
         raise NotFound("there is nothing at this path", code="http.not_found")
