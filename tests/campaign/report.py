@@ -36,7 +36,12 @@ PROMISES = {
 
 
 def write(folder: Path, results: list[dict[str, Any]]) -> None:
-    (folder / "report.json").write_text(json.dumps(results if len(results) > 1 else results[0], indent=1))
+    bare = [
+        {**one, "meta": {k: v for k, v in one.get("meta", {}).items() if k not in ("out", "tree")}} for one in results
+    ]
+    (folder / "report.json").write_text(
+        json.dumps(bare if len(bare) > 1 else bare[0], indent=1)
+    )  # no path of a machine
     (folder / "report.md").write_text("\n".join(_lines(results)) + "\n")
     _plot(folder / "pauses.svg", results)
 
