@@ -308,7 +308,7 @@ async def test_a_list_that_fails_is_survived_and_wants_are_kept_up(
     monkeypatch.setattr("relay.ingest.discovery._LONGEST_S", 0.05)
     monkeypatch.setattr("relay.ingest.discovery._RETRY_AFTER_S", 0.1)  # a 503 without the header asks for 2 s
     active = bench.add(3)
-    async with bench.looking(replace(OPTIONS, connect_timeout_s=0.05)) as discovery:
+    async with bench.looking(replace(OPTIONS, connect_timeout_s=0.5)) as discovery:
         said = discovery._lookouts[0]._say = Said()
         await bench.until(lambda: bench.wanted(active))
         if outcome == "away":
