@@ -257,3 +257,10 @@ def test_times_never_go_back() -> None:
 )  # fmt: skip
 def test_what_the_end_tells(seen: Snapshot, said: str | None, data: dict[str, Any]) -> None:
     assert final_data(seen, said) == data
+
+
+def test_nothing_comes_behind_the_final_event_not_even_a_gap() -> None:
+    made = Assembler("r", named_parts=True)
+    assert [draft.type for draft in made.finish("completed", {}, "2026-01-01T00:00:00Z")][-1] == "run.completed"
+    assert made.gap("messages_unavailable", "2026-01-01T00:00:00Z") == []
+    assert made.finish("failed", {}, "2026-01-01T00:00:00Z") == []

@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.support.relay import RelayProcess, free_port
+from relay.app import App
+from tests.support.relay import RelayProcess, free_port, settings_for
 from tests.support.upstream import ScriptedUpstream
 from tests.system.rig import RedisProcess, crowd, relay_process
 from tests.system.watching import Truth, Viewer
@@ -168,3 +169,25 @@ async def test_the_second_sigterm_ends_it_now(upstream: ScriptedUpstream, tmp_pa
             await told(people.viewers, 1)
             assert sum(bool(viewer.said("relay.goodbye")) for viewer in people.viewers) < 400
             assert await relay.stop() == 1
+
+
+async def test_a_server_that_is_told_to_stop_with_us_does_not_break_the_drain_off(
+    upstream: ScriptedUpstream, redis_url: str
+) -> None:
+    """systemd tells a whole group of processes: the embedded server may be gone before everybody was told."""
+    stop, started, alive = asyncio.Event(), asyncio.Event(), [True]
+    settings = settings_for(upstream.url, redis={"prefix": "drained"}, drain={"window_s": 30.0})
+    app = App(settings, redis_url, "a-test-secret-of-at-least-32-characters", lambda: alive[0])
+    run_id = upstream.add_run([("run.started", {})])
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        serving = tasks.create_task(app.run(stop, lambda _: started.set()))
+        await started.wait()
+        async with crowd(f"{app.address}/v1/runs/{run_id}/events") as people:
+            for _ in range(60):
+                people.join("sse")
+            await people.all_saw(lambda viewer: viewer.cursor == 1)
+            stop.set()
+            await told(people.viewers, 1)
+            alive[0] = False
+            await serving
+            assert all(viewer.said("relay.goodbye") for viewer in people.viewers)
