@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+JOBS   ?= 4
 SEED   ?= 1
 ROUNDS ?= 100
 
@@ -24,10 +25,10 @@ run: $(VENV)/.ready  ## an upstream, the relay, a run streaming, the dashboard: 
 	@$(BIN)/relay demo $(ARGS)
 
 test: $(VENV)/.ready lint types  ## every test
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-fast: $(VENV)/.ready  ## the tests without real processes and faults
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not system and not browser and not ship' $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not system and not browser and not ship' $(ARGS)
 
 lint: $(VENV)/.ready  ## style and layers
 	$(BIN)/ruff check .
@@ -47,7 +48,7 @@ browser: $(VENV)/.ready  ## the tests in a real Chromium (which must be on this 
 
 clients: $(VENV)/.ready  ## the tests with the vendors' own SDKs (installs them), which write docs/compatibility.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[clients]'
-	RELAY_TEST_COMPATIBILITY=docs/compatibility.md $(BIN)/python -m pytest -n 2 -m clients tests/clients $(ARGS)
+	RELAY_TEST_COMPATIBILITY=docs/compatibility.md $(BIN)/python -m pytest -n $(JOBS) -m clients tests/clients $(ARGS)
 
 campaign: $(VENV)/.ready  ## real processes under seeded faults, judged by an offline checker (SEED, ROUNDS)
 	$(BIN)/python -m tests.campaign --seed $(SEED) --rounds $(ROUNDS) $(ARGS)

@@ -253,6 +253,9 @@ async def test_readers_of_a_trimmed_head_ask_once_and_read_along_while_it_is_fet
     async with bench.hub.topic(run) as topic:
         cursors = [50, 50, 50, 120, 299, 300, 350]
         readers = [asyncio.ensure_future(read_all(bench, topic, cursor, 450)) for cursor in cursors]
+        async with asyncio.timeout(10):
+            while (run, 50) not in bench.wanted.asked:  # before that there is nothing to read along with
+                await asyncio.sleep(0.01)
         for upto in (100, 130, 299, 300):
             await asyncio.sleep(0.1)
             fill = await refill(bench, run, 50, upto)

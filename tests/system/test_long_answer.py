@@ -76,14 +76,14 @@ async def test_two_hundred_restless_viewers_see_exactly_the_recording(
                 kind: Kind = chance.choices(KINDS, (100, 60, 20, 20))[0]
                 people.join(kind, chance=random.Random(seed * 1000 + i), within_s=4.0)
             script = [event for event in recording("long-answer") if event["seq"] > 1]
-            upstream.play(script, run_id=run_id, rate=250)
+            upstream.play(script, run_id=run_id, rate=200)
             await people.ended(60)
             assert len(upstream.truth(run_id)) == 817
             people.check(upstream.truth(run_id))
         counters = upstream.counters(run_id)
         assert counters["max_following"] == 1
         assert counters["max_draining"] == 1
-        assert len(upstream.fired) >= 10, "the faults were hardly met: this proves nothing"
+        assert len(upstream.fired) >= 6, "the faults were hardly met: this proves nothing"
 
 
 @pytest.mark.parametrize("seed", seeds(2))
