@@ -40,6 +40,7 @@ from relay.store.log import Log
 from relay.store.redis import Store, shown
 from relay.web import door, listener, routes
 from relay.web.admit import Admit
+from relay.web.contracts import Contracts
 from relay.web.directory import Directory
 from relay.web.events import Events
 from relay.web.faces.ground import Ground
@@ -201,9 +202,10 @@ class App:
         runs = Runs(directory, self._log, ingestor, self._tokens, self._once)
         events = Events(directory, hub, self._pulse, self.settings.delivery)
         mounts = Mounts(self.settings.faces.root)
+        at_root = mounts.root == "native"
         ground = Ground(directory, hub, self._log, ingestor, self._pulse, self.settings.delivery, self._resends)
         all_routes = [
-            *routes.public(runs, events, Dashboard(), at_root=mounts.root == "native"),
+            *routes.public(runs, events, Dashboard(), Contracts(at_root=at_root), at_root=at_root),
             *mounted(mounts, ground, runs, keys_are_ours=self.settings.auth.mode != "none"),
         ]
         public = door.build(all_routes, admit, body_bytes=self.settings.limits.body_bytes, refuse=mounts.refusal)

@@ -7,14 +7,17 @@ from typing import Protocol
 from aiohttp import web
 
 from relay.web.admit import Access
+from relay.web.contracts import Contracts
 from relay.web.door import Route
 from relay.web.events import Events
 from relay.web.runs import Runs
 from relay.web.ui import Dashboard
 
 
-def public(runs: Runs, events: Events, dashboard: Dashboard, *, at_root: bool = True) -> list[Route]:
-    """The native face, at the root (unless another face takes it) and at /native, and the dashboard.
+def public(
+    runs: Runs, events: Events, dashboard: Dashboard, contracts: Contracts, *, at_root: bool = True
+) -> list[Route]:
+    """The native face, at the root (unless another face takes it) and at /native, the dashboard, and the contracts.
 
     `{run_id:.*}` takes hostile ids too: they are refused by name instead of falling through to some other route.
     """
@@ -35,6 +38,8 @@ def public(runs: Runs, events: Events, dashboard: Dashboard, *, at_root: bool = 
         Route("GET", "/ui", Access.OPEN, dashboard.index, "ui"),
         Route("GET", "/ui/app.js", Access.OPEN, dashboard.script, "ui"),
         Route("GET", "/ui/app.css", Access.OPEN, dashboard.style, "ui"),
+        Route("GET", "/openapi.json", Access.OPEN, contracts.openapi, "contracts"),
+        Route("GET", "/asyncapi.json", Access.OPEN, contracts.asyncapi, "contracts"),
     ]
 
 
