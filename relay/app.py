@@ -50,6 +50,7 @@ from relay.web.health import Health
 from relay.web.once import Once
 from relay.web.resends import Resends
 from relay.web.runs import Runs
+from relay.web.slim import Spawn
 from relay.web.tokens import Tokens
 from relay.web.ui import Dashboard
 
@@ -129,7 +130,7 @@ class App:
                 tasks.create_task(self._watch_server(stop), name="embedded server watch"),
             ]
             try:
-                await self._serve(stack, admit, upstreams, hub, ingestor)
+                await self._serve(stack, tasks.create_task, admit, upstreams, hub, ingestor)
                 health.unready = None
                 if self._listeners is None:
                     announce(self.settings, self._store.url, address=self.address, admin=self.admin_address)
@@ -192,6 +193,7 @@ class App:
     async def _serve(
         self,
         stack: AsyncExitStack,
+        spawn: Spawn,
         admit: Admit,
         upstreams: dict[str, Upstream | OwnUpstream],
         hub: Hub,
@@ -209,7 +211,7 @@ class App:
             *mounted(mounts, ground, runs, keys_are_ours=self.settings.auth.mode != "none"),
         ]
         public = door.build(all_routes, admit, body_bytes=self.settings.limits.body_bytes, refuse=mounts.refusal)
-        self.address = await self._listen(stack, public, "server", server.host, server.port, self._listeners)
+        self.address = await self._listen(stack, public, "server", server.host, server.port, spawn)
         # Nothing of what was built so far ever becomes garbage: keep the collector from walking it again and again.
         gc.collect()
         gc.freeze()
@@ -223,9 +225,10 @@ class App:
         what: str,
         host: str,
         port: int,
-        bound: Sequence[socket.socket] | None = None,
+        spawn: Spawn | None = None,
     ) -> str:
-        runner = listener.runner(app, self.settings.limits, close_s=self.settings.drain.close_s)
+        bound = self._listeners if what == "server" else None
+        runner = listener.runner(app, self.settings.limits, close_s=self.settings.drain.close_s, spawn=spawn)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         sites: list[web.BaseSite] = [web.SockSite(runner, sock, backlog=1024) for sock in bound or ()]

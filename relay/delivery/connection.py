@@ -1,25 +1,42 @@
-"""An aiohttp request's transport as a stream's connection: shared bytes go to it as they are, nothing is framed twice."""
+"""A transport as a stream's connection: shared bytes go to it as they are, nothing is framed twice.
+
+Two kinds, alike for a stream: the one of a request that aiohttp serves, here, and the protocol of the slim listener, who
+is one itself (relay.web.slim). Both must say when they are full, can take more, or are gone.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
+from typing import Protocol, cast
 
 from aiohttp import web
 
-_FULL = 65536
-"""asyncio's own high-water mark: beyond it the transport tells aiohttp to pause, and `drained` really waits."""
+from relay.delivery.stream import Flow
+
+
+class Telling(Protocol):
+    """aiohttp's protocol, as this listener has it: it tells whoever attends to it."""
+
+    flow: Flow | None
+
+    @property
+    def writing_paused(self) -> bool: ...
 
 
 class TransportConnection:
-    __slots__ = ("_request", "_transport")
+    __slots__ = ("_drain", "_http_1_1", "_protocol", "_transport", "write")
 
     def __init__(self, request: web.BaseRequest) -> None:
         if request.transport is None:
             raise ConnectionResetError
-        self._request = request
+        self._protocol = cast(Telling, request.protocol)
         self._transport: asyncio.Transport = request.transport
+        self._drain = request.writer.drain
+        self._http_1_1 = request.version >= (1, 1)
+        self.write: Callable[[bytes], None] = self._transport.write
 
     @property
     def closing(self) -> bool:
@@ -30,23 +47,22 @@ class TransportConnection:
         return self._transport.get_write_buffer_size()
 
     @property
-    def ready(self) -> bool:
-        transport = self._transport
-        return not transport.is_closing() and transport.get_write_buffer_size() <= _FULL
+    def full(self) -> bool:
+        return self._protocol.writing_paused
 
     @property
-    def full(self) -> bool:
-        return self._transport.get_write_buffer_size() > _FULL
-
-    def write(self, data: bytes) -> None:
-        transport = self._transport
-        if not transport.is_closing():
-            transport.write(data)
+    def ready(self) -> bool:
+        """Neither closing nor full: may be written to at once."""
+        return not (self._protocol.writing_paused or self._transport.is_closing())
 
     async def drained(self) -> None:
-        await self._request.writer.drain()
+        """Returns when there is room again; raises ConnectionError when the client is gone."""
+        await self._drain()
         if self._transport.is_closing():
             raise ConnectionResetError
+
+    def attend(self, listener: Flow | None) -> None:
+        self._protocol.flow = listener
 
     def abort(self) -> None:
         """Cut, throwing away what was not sent yet."""
@@ -59,11 +75,14 @@ class TransportConnection:
         self._transport.close()
 
     def _reset_if_ambiguous(self) -> None:
-        # An HTTP/1.0 body ends where the connection does, so only a reset can say that it did not end properly.
-        if self._request.version >= (1, 1):
-            return
-        sock = self._transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            # A duplicate, because the loop's own socket object does not let us set options everywhere.
-            with socket.fromfd(sock.fileno(), sock.family, socket.SOCK_STREAM) as same:
-                same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if not self._http_1_1:
+            reset_at_close(self._transport)
+
+
+def reset_at_close(transport: asyncio.Transport) -> None:
+    """An HTTP/1.0 body ends where the connection does, so only a reset can say that it did not end properly."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        # A duplicate, because the loop's own socket object does not let us set options everywhere.
+        with socket.fromfd(sock.fileno(), sock.family, socket.SOCK_STREAM) as same:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

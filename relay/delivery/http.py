@@ -7,69 +7,137 @@ to follow). Everything else cuts the connection, because clients take a clean en
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 from aiohttp import web
 
 from relay.core import wires
 from relay.core.goodbye import Goodbye
-from relay.core.wires import AnyWire
+from relay.core.hold import Hold
+from relay.core.wires import AnyWire, Notice
 from relay.delivery.connection import TransportConnection
 from relay.delivery.options import DeliveryOptions
 from relay.delivery.pulse import Pulse
-from relay.delivery.stream import Farewell, Stream
+from relay.delivery.stream import WAITS, Connection, Farewell, State, Stream
 from relay.fanout.subscription import Subscription
 
 CONTENT_TYPE = {"sse": "text/event-stream", "sse-named": "text/event-stream", "ndjson": "application/x-ndjson"}
 
 
-async def deliver(
-    request: web.Request,
-    subscription: Subscription,
-    pulse: Pulse,
-    options: DeliveryOptions,
-    *,
-    headers: dict[str, str],
-    follow: bool,
-    expires_at: float | None,
-    stay_s: float = 0.0,
-) -> web.StreamResponse:
-    """Answer a request with a subscription, until its end: polite or not, as the reason demands.
+class Cuttable(Connection, Protocol):
+    """A connection that knows how to end an HTTP response improperly."""
 
-    `stay_s`: how much longer than the run the response stays open, for clients that hold an earlier end for a cut.
+    def part(self) -> None:
+        """Cut after what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventStream:
+    """The answer to a request for a stream: a 200 that is not begun yet, and all there is to know until its end.
+
+    An endpoint returns it like any other answer; how it is carried to the client is for the listener to know.
     """
-    response = await _open(request, subscription.wire, headers)
-    connection = TransportConnection(request)
-    stream = Stream(subscription, connection, options, follow=follow, expires_at=expires_at)
+
+    subscription: Subscription
+    pulse: Pulse
+    options: DeliveryOptions
+    hold: Hold
+    """What is let go of at its end."""
+    headers: dict[str, str]
+    """What every response carries."""
+    follow: bool = True
+    expires_at: float | None = None
+    stay_s: float = 0.0
+    """How much longer than the run the response stays open, for clients that hold an earlier end for a cut."""
+
+    @property
+    def status(self) -> int:
+        return 200
+
+    @property
+    def wire(self) -> AnyWire:
+        return self.subscription.wire
+
+    @property
+    def head(self) -> dict[str, str]:
+        """The response's headers, but for those of its transfer."""
+        return {
+            **self.headers,
+            "Content-Type": CONTENT_TYPE.get(self.wire.form, "text/event-stream"),
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",
+        }
+
+    def stream(self, connection: Connection) -> Stream:
+        """Its stream on this connection, looked after from now on."""
+        stream = Stream(self.subscription, connection, self.options, follow=self.follow, expires_at=self.expires_at)
+        self.pulse.add(stream, self.wire.form)
+        return stream
+
+    def over(self, stream: Stream) -> None:
+        """The stream has ended, however it did."""
+        stream.leave()
+        self.pulse.discard(stream, self.wire.form)
+        self.hold.release()
+
+
+async def deliver(request: web.Request, answer: EventStream) -> web.StreamResponse:
+    """Answer a request that aiohttp serves, in the request's own task."""
     try:
-        with pulse.beating(stream, subscription.wire.form):
-            end = await stream.run()
-            if stay_s and end is not None:
-                await stream.linger(stay_s)
+        response = await _open(request, answer)
+        connection = TransportConnection(request)
+        stream = answer.stream(connection)
+        try:
+            await carry(answer, stream, connection, stream.run, response.write_eof)
+        finally:
+            answer.over(stream)
+    finally:
+        answer.hold.release()
+    return response
+
+
+async def carry(
+    answer: EventStream,
+    stream: Stream,
+    connection: Cuttable,
+    drive: Callable[[], Awaitable[Notice | State | None]],
+    finish: Callable[[], Awaitable[None]],
+) -> State | None:
+    """`drive` the stream, and if that comes to its end, end the response: polite or not, as the reason demands.
+
+    WAITS if it came to no end.
+    """
+    try:
+        end = await drive()
+        if isinstance(end, State):
+            return WAITS
+        if answer.stay_s and end is not None:
+            await stream.linger(answer.stay_s)
         if end is not None:
-            connection.write(subscription.wire.notice(end))
-        await response.write_eof()
+            connection.write(answer.wire.notice(end))
+        await finish()
     except Farewell as farewell:
-        connection.write(last_words(subscription.wire, farewell.goodbye, options))
+        connection.write(last_words(answer.wire, farewell.goodbye, answer.options))
         connection.part()
     except ConnectionError:
         connection.abort()
     except BaseException:
         connection.abort()  # cancelled, or broken: either way the run has not ended
         raise
-    return response
+    return None
 
 
-async def _open(request: web.Request, wire: AnyWire, headers: dict[str, str]) -> web.StreamResponse:
+async def _open(request: web.Request, answer: EventStream) -> web.StreamResponse:
     """The 200 and the first bytes, at once."""
-    response = web.StreamResponse(headers={**headers, "Content-Type": CONTENT_TYPE.get(wire.form, "text/event-stream")})
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Accel-Buffering"] = "no"
-    if wire.chunked:
+    response = web.StreamResponse(headers=answer.head)
+    if answer.wire.chunked:
         response.enable_chunked_encoding()
     else:
         response.force_close()
     await response.prepare(request)
-    await response.write(wire.unframed_ping)
+    await response.write(answer.wire.unframed_ping)
     return response
 
 

@@ -10,22 +10,34 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 from relay import telemetry
 from relay.core.errors import Overloaded
 from relay.core.goodbye import DRAIN, Goodbye
-from relay.delivery.stream import Stream
+from relay.core.hold import Hold
 
 _TICK_S: Final = 0.05
+_BEATS: Final = 256
+"""So many streams are looked after at once."""
 _TOLD_PER_S: Final = 20.0
 """So few reconnects are no storm anywhere: a window that would tell fewer is shortened."""
+
+
+class Beating(Protocol):
+    """A stream, as the pulse sees it."""
+
+    def beat(self, now: float) -> None:
+        """Called once a second; `now` is monotonic."""
+
+    def say_goodbye(self, goodbye: Goodbye) -> None:
+        """End soon."""
 
 
 class Pulse:
     def __init__(self, most: int) -> None:
         self._most = most
-        self._streams: set[Stream] = set()
+        self._streams: set[Beating] = set()
         self._taken = 0
         self._draining = False
 
@@ -35,30 +47,45 @@ class Pulse:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Holds a stream's place from before its 200. Raises Overloaded: a full house refuses, it never evicts."""
+        """Holds a stream's place for as long as the block lasts. Raises Overloaded."""
+        with Hold() as hold:
+            self.take_place(hold)
+            yield
+
+    def take_place(self, hold: Hold) -> None:
+        """A stream's place, taken before its 200, until `hold` is released.
+
+        Raises Overloaded: a full house refuses, it never evicts.
+        """
         if self._draining:
             raise Overloaded(DRAIN.text, code="relay.draining", retry_after_s=_jitter(1, 3))
         if self._taken >= self._most:
             raise Overloaded("too many open streams", retry_after_s=_jitter(2, 10))
         self._taken += 1
-        try:
-            yield
-        finally:
-            self._taken -= 1
+        hold.add(self._free)
+
+    def _free(self) -> None:
+        self._taken -= 1
 
     @contextmanager
-    def beating(self, stream: Stream, wire: str) -> Iterator[None]:
+    def beating(self, stream: Beating, wire: str) -> Iterator[None]:
         """Look after this stream for as long as the block lasts."""
-        viewers = telemetry.VIEWERS.labels(wire)
-        self._streams.add(stream)
-        viewers.inc()
-        if self._draining:  # it was let in before, and made ready meanwhile
-            stream.say_goodbye(DRAIN)
+        self.add(stream, wire)
         try:
             yield
         finally:
-            self._streams.discard(stream)
-            viewers.dec()
+            self.discard(stream, wire)
+
+    def add(self, stream: Beating, wire: str) -> None:
+        """Look after this stream until it is discarded."""
+        self._streams.add(stream)
+        telemetry.VIEWERS.labels(wire).inc()
+        if self._draining:  # it was let in before, and made ready meanwhile
+            stream.say_goodbye(DRAIN)
+
+    def discard(self, stream: Beating, wire: str) -> None:
+        self._streams.discard(stream)
+        telemetry.VIEWERS.labels(wire).dec()
 
     async def drain(self, window_s: float, goodbye: Goodbye = DRAIN) -> None:
         """Tell one stream after the other goodbye, spread over a window; those that come meanwhile too.
@@ -86,9 +113,11 @@ class Pulse:
         """For ever."""
         while True:
             await asyncio.sleep(1.0)
-            now = time.monotonic()
-            for stream in tuple(self._streams):
-                stream.beat(now)
+            for number, stream in enumerate(tuple(self._streams), 1):
+                if stream in self._streams:
+                    stream.beat(time.monotonic())
+                if number % _BEATS == 0:
+                    await asyncio.sleep(0)  # ten thousand beats take tens of milliseconds: events do not wait for them
 
 
 def _jitter(low: float, high: float) -> float:

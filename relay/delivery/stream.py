@@ -1,16 +1,20 @@
 """One reader of one run, on any wire: moves a subscription's bytes into a connection, at the connection's pace.
 
-At the live edge a stream has nothing running: its topic calls `flush`, which writes the shared bytes at once. Whoever
-cannot take more (the kernel's buffer is full), or stands behind the window, leaves the live set; then the request's own
-task, asleep until now, catches it up in bounded slices, each followed by a turn for everybody else. Heartbeats, expired
-access and stuck readers are seen once a second for all streams together (`relay.delivery.pulse`).
+At the live edge a stream has nothing running: it stands in a crowd of its topic, which writes the shared bytes to all its
+members at once (relay.fanout.crowd). Whoever cannot take more (the connection is full), stands behind the window, or has
+something to be told alone leaves the crowd and is woken: `advance` catches up in bounded slices, each followed by a turn
+for everybody else, until there is nothing to do but to wait again. Who calls it is not this file's business: a task
+that sleeps meanwhile (`run`), or one that is started for it (relay.delivery.viewer). Heartbeats, expired access and
+stuck readers are seen once a second for all streams together (relay.delivery.pulse).
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import random
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from relay import telemetry
@@ -20,6 +24,7 @@ from relay.core.goodbye import AUTH_EXPIRED, SLOW, Goodbye
 from relay.core.window import Slice
 from relay.core.wires import Notice
 from relay.delivery.options import DeliveryOptions
+from relay.fanout.crowd import Crowd
 from relay.fanout.subscription import Subscription
 
 
@@ -42,16 +47,39 @@ class Connection(Protocol):
     def full(self) -> bool:
         """The backlog is so large that writing on would only fill our memory."""
 
-    def write(self, data: bytes) -> None:
-        """Never waits."""
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """Never waits, never raises; of no effect when the client is gone."""
 
     async def drained(self) -> None:
         """Returns when there is room again; raises ConnectionError when the client is gone."""
+
+    def attend(self, listener: Flow | None) -> None:
+        """Who hears from now on that this connection is full, can take more, or is gone."""
 
     def abort(self) -> None:
         """End without a proper end, so that nobody takes it for completion."""
 
 
+class Flow(Protocol):
+    """What hears how a connection fares. Called by the connection at any moment, also from within `write`."""
+
+    def paused(self) -> None:
+        """It is full."""
+
+    def resumed(self) -> None:
+        """It can take more."""
+
+    def lost(self) -> None:
+        """The client is gone."""
+
+
+class State(enum.Enum):
+    WAITS = enum.auto()
+    """There is nothing to do until `woken` is called."""
+
+
+WAITS: Final = State.WAITS
 _PATIENCE_S: Final = 10.0
 """How long a reader who does not follow waits, in the middle of its stream, for events that have to be fetched again."""
 
@@ -64,7 +92,32 @@ class Farewell(Exception):
         self.goodbye = goodbye
 
 
+def _nobody() -> None:
+    """Nobody waits for this stream."""
+
+
 class Stream:
+    __slots__ = (
+        "_base",
+        "_connection",
+        "_crowd",
+        "_follow",
+        "_full_since",
+        "_goodbye",
+        "_moved_at",
+        "_options",
+        "_sub",
+        "_taken",
+        "_taken_at",
+        "_told",
+        "_told_at",
+        "_written",
+        "_written_at",
+        "expires_at",
+        "woken",
+        "write",
+    )
+
     def __init__(
         self,
         subscription: Subscription,
@@ -76,75 +129,94 @@ class Stream:
     ) -> None:
         self.expires_at = expires_at
         """When the reader's access ends, by our monotonic clock; None for never."""
+        self.woken: Callable[[], None] = _nobody
+        """Called when `advance` has something to do. May be called when it has not, or is at it already."""
+        self.write = connection.write
         self._sub = subscription
         self._connection = connection
         self._options = options
         self._follow = follow
-        self._wake = asyncio.Event()
         self._goodbye: Goodbye | None = None
-        self._slow = False
-        self._written_at = time.monotonic()
-        self._moved_at = self._written_at
-        """When the cursor last moved while catching up."""
-        self._taken_at = self._written_at
-        self._uncounted = 0
-        """Events written by `flush` since the last beat."""
+        self._crowd: Crowd | None = None
+        """The crowd it stands in; while it does, where it stands and what was written is the crowd's to know."""
+        self._base = 0
+        """What is to be added to the bytes the crowd has written, to have those written to this one."""
+        self._full_since: float | None = None
+        self._written_at = self._moved_at = self._taken_at = self._told_at = time.monotonic()
         self._written = 0
         """Bytes ever given to the connection."""
         self._taken = 0
         """How many of them its client had taken when we last looked."""
         self._told = subscription.cursor
         """The seq in the last `id:` the client got: what it would resume from."""
-        self._told_at = self._written_at
-        self._delivered = telemetry.EVENTS_DELIVERED.labels(subscription.wire.form)
+        connection.attend(self)
 
-    # --- the request's task -----------------------------------------------------------------------------------------
+    # --- whoever drives it ------------------------------------------------------------------------------------------
     async def run(self) -> Notice | None:
         """Deliver until the end: returns the end notice (not yet written), or None if the reader did not follow.
 
         Raises Farewell when the stream must be given up, ConnectionError when the client is gone.
         """
-        topic = self._sub.topic
+        wake = self._alarm()
         try:
-            while True:
-                await self._catch_up()
-                if self._sub.ended:
-                    return wires.end(topic.state.last_seq, topic.state.status, self._retry_ms())
-                if not self._follow and self._sub.cursor >= max(topic.last_seq, topic.state.last_seq):
-                    self._tell_position()
-                    return None
-                self._wake.clear()
-                topic.live.add(self)
-                self.flush()
-                await self._wake.wait()
-                topic.live.discard(self)
+            while (end := await self.advance()) is WAITS:
+                await wake.wait()
+                wake.clear()
+            return end
         finally:
-            topic.live.discard(self)
-            self._set_slow(slow=False)
-            self._count(time.monotonic())
+            self.leave()
+
+    async def advance(self) -> Notice | State | None:
+        """Go on as far as it goes: `WAITS`, or the end as `run` tells it. Raises what `run` raises."""
+        self._part()  # one who was woken for nothing may still stand there
+        topic = self._sub.topic
+        if not await self._catch_up():
+            return WAITS
+        if self._sub.ended:
+            return wires.end(topic.state.last_seq, topic.state.status, self._retry_ms())
+        if not self._follow and self._sub.cursor >= max(topic.last_seq, topic.state.last_seq):
+            self._tell_position()
+            return None
+        self._join()  # nothing was awaited since we saw that there is nothing to do: nothing was missed
+        return WAITS
 
     async def linger(self, seconds: float) -> None:
         """After the end: stay open so much longer, with heartbeats. Raises what `run` raises."""
+        wake = self._alarm()
         try:
             async with asyncio.timeout(seconds):
-                while self._goodbye is None and not self._connection.closing:
-                    self._wake.clear()
-                    await self._wake.wait()
+                while True:
+                    self._check()
+                    await wake.wait()
+                    wake.clear()
         except TimeoutError:
             return
+
+    def leave(self) -> None:
+        """The stream is over: nothing holds it here any more."""
+        self._part()
+        self._set_slow(slow=False)
+        self.woken = _nobody
+        self._connection.attend(None)
+
+    def _alarm(self) -> asyncio.Event:
+        wake = asyncio.Event()
+        self.woken = wake.set
+        return wake
+
+    def _check(self) -> None:
         if self._goodbye is not None:
             raise Farewell(self._goodbye)
-        raise ConnectionResetError
+        if self._connection.closing:
+            raise ConnectionResetError
 
-    async def _catch_up(self) -> None:
-        """Write until the window has nothing more behind the cursor and the connection took all of it."""
+    async def _catch_up(self) -> bool:
+        """Write until the window has nothing more behind the cursor; false if the connection takes no more before that."""
         while True:
-            if self._goodbye is not None:
-                raise Farewell(self._goodbye)
-            if self._connection.closing:
-                raise ConnectionResetError
+            self._check()
             if self._connection.full:
-                await self._until_taken()
+                self._set_slow(slow=True)
+                return False
             part = await self._read_back() if self._sub.behind else self._sub.take()
             if part is not None:
                 self._write(part)
@@ -153,7 +225,7 @@ class Stream:
                 await self._until_there()
             else:
                 self._tell_position()
-                return
+                return True
             await asyncio.sleep(0)
 
     async def _until_there(self) -> None:
@@ -162,43 +234,59 @@ class Stream:
             raise ConnectionResetError  # cut: a proper end would say that this is all there is
         await self._sub.topic.changed(1.0)
 
-    async def _until_taken(self) -> None:
-        """Wait until the client has taken most of what was written."""
-        began = time.monotonic()
-        self._set_slow(slow=True)
-        await self._connection.drained()
-        self._set_slow(slow=False)
-        telemetry.DRAIN_LAG.observe(time.monotonic() - began)
-
     async def _read_back(self) -> Slice | Notice | None:
         try:
             return await self._sub.read_back()
         except StoreUnavailable:
             return None  # heartbeats go on; whoever waits is tried again in a second
 
-    # --- called by the topic and the pulse, never waiting -----------------------------------------------------------
-    def flush(self) -> None:
-        """At the live edge: everything new, one write. Whatever is not simple is left to the request's task."""
-        # The hot path of the whole process, once per viewer and turn: every call saved here is a percent of its CPU.
-        connection, sub = self._connection, self._sub
-        if not connection.ready:
-            self._wake_up()
+    # --- the crowd --------------------------------------------------------------------------------------------------
+    def _join(self) -> None:
+        self.moved(self._sub.topic.join(self, self._sub))
+
+    def moved(self, crowd: Crowd) -> None:
+        """Called by the crowds: it stands in this one now."""
+        self._read_off()
+        self._crowd = crowd
+        self._base = self._written - crowd.written
+
+    def dismissed(self) -> None:
+        """Called by the crowd: what comes next is to be done alone."""
+        self._wake_up()
+
+    def _part(self) -> None:
+        if self._crowd is not None:
+            self._read_off()
+            self._sub.topic.leave(self._crowd, self)
+            self._crowd = None
+
+    def _read_off(self) -> None:
+        """Know oneself what the crowd knows."""
+        crowd = self._crowd
+        if crowd is None:
             return
-        part = sub.take()
-        if part is not None and part.data:
-            connection.write(part.data)
-            self._told = part.told
-            self._written += len(part.data)
-            self._uncounted += part.sent
-        # Behind the window, more than one slice, or the end: all of it is the task's.
-        if sub.cursor < sub.topic.window.last_seq or ((sub.topic.state.sealed or sub.early) and sub.ended):
-            self._wake_up()
+        written = self._base + crowd.written
+        if written > self._written:
+            self._written, self._written_at, self._told = written, crowd.written_at, crowd.told
+        self._sub.follow(crowd.front)
+
+    # --- called by the connection and the pulse, never waiting ------------------------------------------------------
+    def paused(self) -> None:
+        self._wake_up()
+
+    def resumed(self) -> None:
+        if self._full_since is not None:
+            telemetry.DRAIN_LAG.observe(time.monotonic() - self._full_since)
+        self._set_slow(slow=False)
+        self._wake_up()
+
+    def lost(self) -> None:
+        self._wake_up()
 
     def beat(self, now: float) -> None:
         """Once a second: what silence, time and stuck sockets ask for."""
+        self._read_off()
         connection = self._connection
-        if self._uncounted:
-            self._count(now)
         if connection.closing:
             self._wake_up()
         elif self.expires_at is not None and now >= self.expires_at:
@@ -214,12 +302,12 @@ class Stream:
                 self._put(self._sub.wire.ping)
 
     def say_goodbye(self, goodbye: Goodbye) -> None:
-        """End this stream soon; the request's task writes the notice and ends the connection."""
+        """End this stream soon; whoever drives it writes the notice and ends the connection."""
         if self._goodbye is None:
             self._goodbye = goodbye
             telemetry.GOODBYES.labels(goodbye.code).inc()
         if self._connection.full:
-            self._connection.abort()  # no room for words: wakes whoever waits for room
+            self._connection.abort()  # no room for words
         self._wake_up()
 
     def _watch_backlog(self, now: float) -> None:
@@ -230,12 +318,6 @@ class Stream:
         if now - self._taken_at >= self._options.slow_s:
             self.say_goodbye(SLOW)
 
-    def _count(self, now: float) -> None:
-        """What `flush` wrote since the last beat, for the metric and the heartbeat."""
-        self._delivered.inc(self._uncounted)
-        self._uncounted = 0
-        self._written_at = now
-
     # --- small ------------------------------------------------------------------------------------------------------
     def _write(self, part: Slice | Notice) -> None:
         if isinstance(part, Notice):
@@ -245,12 +327,13 @@ class Stream:
         elif part.data:
             self._put(part.data)
             self._told = part.told
-            self._delivered.inc(part.sent)
+            telemetry.EVENTS_DELIVERED.labels(self._sub.wire.form).inc(part.sent)
 
     def _put(self, data: bytes) -> None:
-        self._connection.write(data)
         self._written += len(data)
+        self._base += len(data)
         self._written_at = time.monotonic()
+        self.write(data)
 
     def _tell_position(self) -> None:
         """Events were filtered out: move the cursor the client would resume from, at most once a second."""
@@ -258,18 +341,18 @@ class Stream:
             return
         now = time.monotonic()
         if now - self._told_at >= 1.0 or not self._follow:
-            self._put(self._sub.wire.notice(wires.position(self._sub.cursor)))
-            self._told, self._told_at = self._sub.cursor, now
+            position, self._told, self._told_at = self._sub.cursor, self._sub.cursor, now
+            self._put(self._sub.wire.notice(wires.position(position)))
 
     def _set_slow(self, *, slow: bool) -> None:
-        if slow == self._slow:
+        if slow == (self._full_since is not None):
             return
-        self._slow = slow
+        self._full_since = time.monotonic() if slow else None
         telemetry.SLOW_READERS.inc(1 if slow else -1)
 
     def _wake_up(self) -> None:
-        self._sub.topic.live.discard(self)
-        self._wake.set()
+        self._part()
+        self.woken()
 
     def _retry_ms(self) -> int:
         return random.randint(self._options.retry_min_ms, self._options.retry_max_ms)  # noqa: S311  (jitter)

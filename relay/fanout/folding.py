@@ -34,6 +34,15 @@ class FoldSubscription(Subscription):
         self._key: tuple[Hashable, ...] = (wire.key, fold.key, cursor)
 
     @property
+    def share(self) -> Hashable:
+        return (self._key, self._max_bytes)
+
+    def follow(self, front: Subscription) -> None:
+        assert isinstance(front, FoldSubscription)
+        super().follow(front)
+        self._state = front._state
+
+    @property
     def over(self) -> bool:
         """All that this face can tell is told, or it ends here for now."""
         if self._fold.over(self._state):

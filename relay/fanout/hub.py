@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Protocol
 
 from relay import telemetry
 from relay.core.errors import StoreUnavailable
 from relay.core.faces import Fold
 from relay.core.filters import Types
+from relay.core.hold import Hold
 from relay.core.ids import RunKey
 from relay.core.wires import AnyWire
 from relay.fanout.folding import FoldSubscription
@@ -79,7 +81,7 @@ class Hub:
             {
                 "run": str(topic.key),
                 "readers": topic.readers,
-                "live": len(topic.live),
+                "live": topic.live_count,
                 "last_seq": topic.last_seq,
                 "status": topic.state.status,
                 "sealed": topic.sealed,
@@ -92,25 +94,29 @@ class Hub:
     @asynccontextmanager
     async def topic(self, key: RunKey) -> AsyncIterator[Topic]:
         """The run's topic, open for as long as the block lasts. Raises StoreUnavailable."""
+        with Hold() as hold:
+            yield await self.open(key, hold)
+
+    async def open(self, key: RunKey, hold: Hold) -> Topic:
+        """The run's topic, open until `hold` is released. Raises StoreUnavailable."""
         topic = self._topics.get(key)
         if topic is None:
             topic = self._topics[key] = Topic(key, self._window_bytes, self._follower.refresh)
             self._follower.follow(topic)
         topic.readers += 1
-        watching = False
-        try:
+        hold.add(partial(self._close, topic))
+        if not topic.ready.is_set():
             await self._until_ready(topic)
-            if not topic.sealed:
-                self._wants.watch(key)
-                watching = True
-            yield topic
-        finally:
-            if watching:
-                self._wants.unwatch(key)
-            topic.readers -= 1
-            if not topic.readers:
-                self._follower.unfollow(topic)
-                del self._topics[key]
+        if not topic.sealed:
+            self._wants.watch(key)
+            hold.add(partial(self._wants.unwatch, key))
+        return topic
+
+    def _close(self, topic: Topic) -> None:
+        topic.readers -= 1
+        if not topic.readers:
+            self._follower.unfollow(topic)
+            del self._topics[topic.key]
 
     async def primed(self, topic: Topic, within_s: float) -> bool:
         """Wait until the log holds what the upstream has now; whether it came to that in time."""

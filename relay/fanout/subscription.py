@@ -7,6 +7,8 @@ between.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from relay.core.filters import Types
 from relay.core.window import Slice
 from relay.core.wires import AnyWire, Notice, reset
@@ -30,6 +32,26 @@ class Subscription:
 
     early = False
     """Whether it may end before its run is sealed."""
+
+    @property
+    def form(self) -> str:
+        """The wire's, for metrics."""
+        return self.wire.form
+
+    @property
+    def share(self) -> Hashable:
+        """Readers with equal shares who stand at one cursor are told the very same bytes."""
+        return (self.wire.key, self.types, self._max_bytes)
+
+    def follow(self, front: Subscription) -> None:
+        """Stand where this one stands, which shares with it."""
+        self.cursor = front.cursor
+
+    @property
+    def waiting(self) -> bool:
+        """It has all there is, of a run (or of a face's telling) that is not over: nothing is to be done but to wait."""
+        topic = self.topic
+        return self.cursor >= topic.window.last_seq and not ((topic.state.sealed or self.early) and self.ended)
 
     @property
     def behind(self) -> bool:

@@ -1,35 +1,43 @@
 """One watched run in this process: its window, what is known of its state, and the live streams that get its events.
 
 `publish` is the only way events come in, in seq order, from the follower alone. It never waits and never fails for a
-reader's sake: all live streams of a topic are flushed once per turn of the event loop, however many events that turn
-brought, and a stream that cannot take more leaves the live set and catches up by itself.
+reader's sake: all live streams of a topic are flushed together, at most once per turn of the event loop, however many
+events that turn brought, and a stream that cannot take more leaves and catches up by itself. Live streams that are told
+alike stand together in a crowd; under load the flushes of a topic are paced (relay.fanout.pace).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+import copy
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from relay.core.events import Event
 from relay.core.ids import RunKey
 from relay.core.window import Window
+from relay.fanout.crowd import Crowd, Member
+from relay.fanout.pace import Pace
 from relay.store.log import LogState
+
+if TYPE_CHECKING:
+    from relay.fanout.subscription import Subscription
 
 
 class Live(Protocol):
-    """A stream at the live edge."""
+    """What follows a topic in a way of its own, outside the crowds."""
 
     def flush(self) -> None:
-        """Write what is new, now, without waiting. Called once per turn; must not raise."""
+        """Write what is new, now, without waiting. Must not raise."""
 
 
 class Topic:
     __slots__ = (
         "_changed",
         "_limit",
+        "_pace",
         "_refresh",
-        "_scheduled",
+        "crowds",
         "key",
         "live",
         "mean_bytes",
@@ -46,6 +54,8 @@ class Topic:
         self.key = key
         self.window = Window(0)
         self.state = LogState()
+        self.crowds: dict[Hashable, Crowd] = {}
+        """The live streams, by where they stand and how they are told."""
         self.live: set[Live] = set()
         self.readers = 0
         """Open subscriptions; the hub lets go of a topic without any."""
@@ -59,7 +69,7 @@ class Topic:
         self._limit = limit
         self._refresh = refresh
         self._changed = asyncio.Event()
-        self._scheduled = False
+        self._pace = Pace(self._flush)
 
     @property
     def last_seq(self) -> int:
@@ -108,10 +118,51 @@ class Topic:
             self.announce()
 
     def announce(self) -> None:
-        """Something changed: flush the live streams and wake who waits, once per turn of the loop."""
-        if not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._tell)
+        """Something changed: wake who waits, and flush the live streams as soon as the pace allows."""
+        self._pace.ask()
+
+    # --- the live streams -------------------------------------------------------------------------------------------
+    @property
+    def live_count(self) -> int:
+        return len(self.live) + sum(len(crowd.members) for crowd in self.crowds.values())
+
+    def join(self, member: Member, sub: Subscription) -> Crowd:
+        """Nothing is to be done for this reader but to wait; from now on it is told together with all like it."""
+        key = (sub.cursor, sub.share)
+        crowd = self.crowds.get(key)
+        if crowd is None:
+            crowd = self.crowds[key] = Crowd(key, copy.copy(sub))
+        crowd.members[member] = member.write
+        return crowd
+
+    def leave(self, crowd: Crowd, member: Member) -> None:
+        crowd.members.pop(member, None)
+        if not crowd.members and self.crowds.get(crowd.key) is crowd:
+            del self.crowds[crowd.key]
+
+    def _flush(self) -> None:
+        self._wake()
+        for stream in tuple(self.live):
+            stream.flush()
+        crowds, self.crowds = self.crowds, {}
+        for crowd in crowds.values():
+            if crowd.flush():
+                self._settle(crowd)
+            else:
+                crowd.dismiss()
+
+    def _settle(self, crowd: Crowd) -> None:
+        """A crowd has moved: where it stands now others may stand already."""
+        key = (crowd.front.cursor, crowd.front.share)
+        there = self.crowds.get(key)
+        if there is not None and len(there.members) < len(crowd.members):
+            there.join(crowd)
+        elif there is not None:
+            crowd.join(there)
+            return
+        if crowd.members:
+            crowd.key = key
+            self.crowds[key] = crowd
 
     async def changed(self, within_s: float) -> bool:
         """Wait for the next change, but not for ever; whether one came. Cancelling one who waits touches no other."""
@@ -120,12 +171,6 @@ class Topic:
                 return await self._changed.wait()
         except TimeoutError:
             return False
-
-    def _tell(self) -> None:
-        self._scheduled = False
-        self._wake()
-        for stream in tuple(self.live):
-            stream.flush()
 
     def _wake(self) -> None:
         before, self._changed = self._changed, asyncio.Event()

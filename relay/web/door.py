@@ -17,17 +17,24 @@ from aiohttp import hdrs, web
 from relay import telemetry
 from relay.core.errors import InvalidRequest, MethodNotAllowed, NotFound, RelayError, TooLarge
 from relay.core.events import encode
+from relay.core.hold import Hold
 from relay.core.ids import ID_ALLOWED, is_id
+from relay.delivery import http
+from relay.delivery.http import EventStream
 from relay.web.admit import Access, Admit, Principal, challenge
 
-Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Answer = web.StreamResponse | EventStream
+Endpoint = Callable[[web.Request], Awaitable[Answer]]
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 PRINCIPAL: Final = web.RequestKey("principal", Principal)
 TRACE_ID: Final = web.RequestKey("trace_id", str)
 HEADERS: Final = web.RequestKey("headers", dict[str, str])
+"""What every response carries; a stream has to put it into its own head."""
+HOLD: Final = web.RequestKey("hold", Hold)
+"""What is let go of when the answer is given; with a stream, at its end."""
 OURS: Final = web.RequestKey[Callable[[str], bool]]("ours")
 """Tells whether credentials are a key of this relay."""
-"""What every response carries; a stream has to put it into its own head."""
 
 _ID_OF: Final = {"runs": "run_id", "threads": "thread_id"}
 
@@ -44,6 +51,8 @@ class Route:
     """`Authorization: <key>` without a scheme is taken as well (one vendor's SDK sends it so)."""
     any_body: bool = False
     """The body goes to an upstream as it is: it need not be JSON."""
+    streams: bool = False
+    """It answers with streams: where the request is a plain one, the slim listener takes it (relay.web.slim)."""
 
 
 Refuse = Callable[[RelayError, web.Request], web.Response]
@@ -54,10 +63,11 @@ def build(routes: list[Route], admit: Admit, *, body_bytes: int, refuse: Refuse 
 
     `refuse` words the refusals; None: the native envelope.
     """
-    known: dict[web.AbstractRoute, Route] = {}
-    app = web.Application(middlewares=[_boundary(known, admit, refuse or refusal)], client_max_size=body_bytes)
+    door = Door(admit, refuse or refusal)
+    app = web.Application(middlewares=[_boundary(door)], client_max_size=body_bytes)
+    app[DOOR] = door
     for route in routes:
-        known[app.router.add_route(route.method, route.path, route.endpoint, expect_handler=_later)] = route
+        door.known[app.router.add_route(route.method, route.path, door.carried(route), expect_handler=_later)] = route
     return app
 
 
@@ -65,33 +75,78 @@ async def _later(_: web.Request) -> None:
     """Nothing is said before the door has spoken; an expectation may be ignored (RFC 9110 section 10.1.1)."""
 
 
-def _boundary(known: Mapping[web.AbstractRoute, Route], admit: Admit, refuse: Refuse) -> Any:
-    @web.middleware
-    async def boundary(request: web.Request, handler: Endpoint) -> web.StreamResponse:
+class Door:
+    """One for every listener: whoever parsed the request, what `answer` says is what the client gets."""
+
+    def __init__(self, admit: Admit, refuse: Refuse) -> None:
+        self.known: dict[web.AbstractRoute, Route] = {}
+        self._admit = admit
+        self._refuse = refuse
+
+    def carried(self, route: Route) -> _Handler:
+        """The handler of a route, for aiohttp."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            answer = await self.answer(request, route.endpoint)
+            return await _deliver(request, answer) if isinstance(answer, EventStream) else answer
+
+        return handle
+
+    async def answer(self, request: web.Request, endpoint: Endpoint) -> Answer:
+        """The answer to a request, whatever happens. Call it in a task of the request's own: it names it in the log."""
         trace_id = uuid.uuid4().hex
-        route = known.get(request.match_info.route)
+        route = self.known.get(request.match_info.route)
         request[TRACE_ID] = trace_id
-        request[OURS] = admit.knows
-        request[HEADERS] = {
+        request[OURS] = self._admit.knows
+        hold = request[HOLD] = Hold()
+        headers = request[HEADERS] = {
             "X-Trace-Id": trace_id,
             "X-Content-Type-Options": "nosniff",
             "Server": "relay",
-            **_cors(request, admit),
+            **_cors(request, self._admit),
         }
-        with structlog.contextvars.bound_contextvars(trace_id=trace_id):
-            try:
-                response = await _admitted(request, handler, route, admit)
-            except Exception as error:  # the request boundary: the client gets an envelope whatever happened
-                response = refuse(_translated(error, request, trace_id), request)
-        telemetry.REQUESTS.labels(route.name if route else "none", str(response.status)).inc()
-        if not response.prepared:
-            response.headers.update(request[HEADERS])
-        return response
+        structlog.contextvars.bind_contextvars(trace_id=trace_id)
+        answer: Answer | None = None
+        try:
+            answer = await _admitted(request, endpoint, route, self._admit)
+        except Exception as error:  # the request boundary: the client gets an envelope whatever happened
+            answer = self._refuse(_translated(error, request, trace_id), request)
+        finally:
+            if not isinstance(answer, EventStream):
+                hold.release()
+        return self._told(answer, route, headers)
+
+    def _told(self, answer: Answer, route: Route | None, headers: dict[str, str]) -> Answer:
+        telemetry.REQUESTS.labels(route.name if route else "none", str(answer.status)).inc()
+        if isinstance(answer, web.StreamResponse) and not answer.prepared:
+            answer.headers.update(headers)
+        return answer
+
+
+DOOR: Final = web.AppKey("door", Door)
+
+
+def _boundary(door: Door) -> Any:
+    @web.middleware
+    async def boundary(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        if request.match_info.route in door.known:
+            return await handler(request)
+        answer = await door.answer(request, handler)
+        assert isinstance(answer, web.StreamResponse)  # it is a refusal
+        return answer
 
     return boundary
 
 
-async def _admitted(request: web.Request, endpoint: Endpoint, route: Route | None, admit: Admit) -> web.StreamResponse:
+async def _deliver(request: web.Request, answer: EventStream) -> web.StreamResponse:
+    try:
+        return await http.deliver(request, answer)
+    except Exception as error:  # the 200 is out: nothing can be said any more
+        telemetry.logger(trace_id=request[TRACE_ID]).exception("request.crashed")
+        raise ConnectionResetError from error
+
+
+async def _admitted(request: web.Request, endpoint: Endpoint, route: Route | None, admit: Admit) -> Answer:
     if route is None:  # no such path or method; still, strangers learn nothing through a Host that is not ours
         admit.check_host(request)
         if request.method == hdrs.METH_OPTIONS and admit.cors_origin(request):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import nullcontext
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -13,14 +12,15 @@ from relay.core.errors import NotAcceptable, UpstreamUnavailable
 from relay.core.filters import types_of
 from relay.core.ids import checked_id
 from relay.core.wires import Form, Wire
-from relay.delivery import http, websocket
+from relay.delivery import websocket
+from relay.delivery.http import EventStream
 from relay.delivery.options import DeliveryOptions
 from relay.delivery.page import page
 from relay.delivery.pulse import Pulse
 from relay.fanout.hub import Hub
 from relay.fanout.topic import Topic
 from relay.web.directory import Directory
-from relay.web.door import HEADERS, PRINCIPAL, json_response
+from relay.web.door import HEADERS, HOLD, PRINCIPAL, Answer, json_response
 from relay.web.requests import the_run
 
 _PRIMED_S: Final = 10.0
@@ -35,47 +35,48 @@ class Events:
         self._pulse = pulse
         self._options = options
 
-    async def get(self, request: web.Request) -> web.StreamResponse:
+    async def get(self, request: web.Request) -> Answer:
         """Everything is checked before the 200: after it there is only the stream."""
         checked_id("run_id", request.match_info["run_id"])
         form = form_of(request)
         ask = _Ask(request)
-        with self._pulse.place() if form is not None else nullcontext():
-            return await self._answer(request, form, ask)
+        hold = request[HOLD]
+        if form is not None:
+            self._pulse.take_place(hold)
+        topic = await self._hub.open(await the_run(request, self._directory), hold)
+        if not ask.follow or form is None:
+            await self._until_there(topic, form, ask)
+        await self._hub.settle(topic, ask.cursor)
+        if form is None:
+            return await self._page(topic, ask)
+        if form.startswith("sse") and _nothing_left(request, topic, ask.cursor):
+            return web.Response(status=204)
+        return await self._stream(request, topic, form, ask)
 
-    async def _answer(self, request: web.Request, form: Form | None, ask: _Ask) -> web.StreamResponse:
-        key = await the_run(request, self._directory)
-        async with self._hub.topic(key) as topic:
-            if not ask.follow or form is None:
-                there = await self._hub.primed(topic, max(_PRIMED_S, ask.wait_s))
-                if form is not None:
-                    there = there and await self._hub.reachable(topic, ask.cursor, _PRIMED_S)
-                if not there and form is not None:  # a proper end would say that this is all there is
-                    raise UpstreamUnavailable("the upstream's events cannot be read at the moment", retry_after_s=2.0)
-            await self._hub.settle(topic, ask.cursor)
-            if form is None:
-                return await self._page(topic, ask)
-            if form.startswith("sse") and _nothing_left(request, topic, ask.cursor):
-                return web.Response(status=204)
-            return await self._stream(request, topic, form, ask)
+    async def _until_there(self, topic: Topic, form: Form | None, ask: _Ask) -> None:
+        """For who does not follow: wait for all there is now. A stream cannot do with less, a page says so."""
+        there = await self._hub.primed(topic, max(_PRIMED_S, ask.wait_s))
+        if form is not None:
+            there = there and await self._hub.reachable(topic, ask.cursor, _PRIMED_S)
+        if not there and form is not None:  # a proper end would say that this is all there is
+            raise UpstreamUnavailable("the upstream's events cannot be read at the moment", retry_after_s=2.0)
 
     async def _page(self, topic: Topic, ask: _Ask) -> web.Response:
         body = await page(self._hub, topic, ask.cursor, limit=ask.limit, types=ask.types, wait_s=ask.wait_s)
         return json_response(body)
 
-    async def _stream(self, request: web.Request, topic: Topic, form: Form, ask: _Ask) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, topic: Topic, form: Form, ask: _Ask) -> Answer:
         wire = Wire(form, chunked=form != "websocket" and request.version >= (1, 1))
-        subscription = self._hub.subscribe(topic, ask.cursor, wire, ask.types)
-        deliver = websocket.deliver if form == "websocket" else http.deliver
-        return await deliver(
-            request,
-            subscription,
+        stream = EventStream(
+            self._hub.subscribe(topic, ask.cursor, wire, ask.types),
             self._pulse,
             self._options,
-            headers=request[HEADERS],
+            request[HOLD],
+            request[HEADERS],
             follow=ask.follow,
             expires_at=request[PRINCIPAL].expires_at,
         )
+        return await websocket.deliver(request, stream) if form == "websocket" else stream
 
 
 class _Ask:

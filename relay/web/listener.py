@@ -1,10 +1,14 @@
-"""aiohttp's server, but for one thing: what its parser cannot read is refused with our envelope, and nothing is echoed.
+"""What listens: the slim listener for streams, and behind it aiohttp's server for everything else.
+
+aiohttp's is as it comes, but for two things: what its parser cannot read is refused with our envelope, and nothing is
+echoed; and a stream on one of its connections hears when the client takes no more, or is gone.
 
 And what every listener is given, whoever's it is, and how its address and its troubles are told.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -16,13 +20,35 @@ from aiohttp import web
 from relay import telemetry
 from relay.core.errors import StartupError
 from relay.core.events import encode
+from relay.delivery.stream import Flow
+from relay.web.door import DOOR
 from relay.web.options import LimitOptions
+from relay.web.slim import Slim, Spawn
 
 
 class _Protocol(web.RequestHandler):
     """One connection."""
 
-    __slots__ = ()
+    __slots__ = ("flow",)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.flow: Flow | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.flow is not None:
+            self.flow.paused()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.flow is not None:
+            self.flow.resumed()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self.flow is not None:
+            self.flow.lost()
 
     def handle_error(
         self,
@@ -52,23 +78,51 @@ class _Protocol(web.RequestHandler):
 
 
 class _Server(web.Server):
-    def __call__(self) -> web.RequestHandler:
+    """Makes the protocol of each connection that is accepted."""
+
+    slim: Slim | None = None
+
+    def __call__(self) -> Any:
+        return self.slim() if self.slim is not None else self.aiohttp_protocol()
+
+    def aiohttp_protocol(self) -> web.RequestHandler:
         return _Protocol(self, loop=self._loop, **self._kwargs)
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        if self.slim is None:
+            await super().shutdown(timeout)
+            return
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.slim.shutdown(timeout or 0.0))
+            tasks.create_task(super().shutdown(timeout))
 
 
 class Runner(web.AppRunner):
     """Like web.AppRunner."""
 
+    def __init__(self, app: web.Application, limits: LimitOptions, spawn: Spawn | None, **options: Any) -> None:
+        super().__init__(app, **options)
+        self._limits = limits
+        self._spawn = spawn
+
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         server.__class__ = _Server  # aiohttp offers no other place to name the protocol
+        assert isinstance(server, _Server)
+        if self._spawn is not None:
+            server.slim = Slim(self.app[DOOR], self._limits, self._spawn, server.aiohttp_protocol)
         return server
 
 
-def runner(app: web.Application, limits: LimitOptions, *, close_s: float) -> Runner:
-    """What serves `app`, within the bounds; at the end its open requests get `close_s`."""
+def runner(app: web.Application, limits: LimitOptions, *, close_s: float, spawn: Spawn | None = None) -> Runner:
+    """What serves `app`, within the bounds; at the end its open requests get `close_s`.
+
+    `spawn` starts the tasks of the slim listener; without it there is none, and aiohttp serves the streams too.
+    """
     return Runner(
         app,
+        limits,
+        spawn,
         access_log=None,
         logger=telemetry.server_logger(),
         shutdown_timeout=close_s,

@@ -42,6 +42,8 @@ class LimitOptions:
     """Largest request body."""
     head_bytes: int = 16_384
     """Largest request line, and largest single header field."""
+    head_s: float = 20.0
+    """How long a client may take to send the head of a request, from its first byte."""
     event_bytes: int = 8_388_608
     """Largest event; a larger one keeps its seq and type, its data becomes `{"truncated": true, "bytes": n}`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from aiohttp import web
@@ -26,7 +27,7 @@ def public(
         Route("GET", "/v1/threads/{thread_id:.*}/runs", Access.ACT, runs.list_thread, "list_thread_runs"),
         Route("GET", "/v1/threads/{thread_id:.*}/runs/{run_id:[^/]*}", Access.ACT, runs.get, "get_thread_run"),
         Route("GET", "/v1/runs", Access.ACT, runs.list_all, "list_runs"),
-        Route("GET", "/v1/runs/{run_id:.*}/events", Access.VIEW, events.get, "events"),
+        Route("GET", "/v1/runs/{run_id:.*}/events", Access.VIEW, events.get, "events", streams=True),
         Route("POST", "/v1/runs/{run_id:.*}/input", Access.ACT, runs.input, "input"),
         Route("POST", "/v1/runs/{run_id:.*}/tokens", Access.ACT, runs.token, "tokens"),
         Route("POST", "/v1/runs/{run_id:.*}:cancel", Access.ACT, runs.cancel, "cancel"),
@@ -34,7 +35,7 @@ def public(
     ]
     return [
         *(native if at_root else ()),
-        *(Route(route.method, f"/native{route.path}", route.access, route.endpoint, route.name) for route in native),
+        *(replace(route, path=f"/native{route.path}") for route in native),
         Route("GET", "/ui", Access.OPEN, dashboard.index, "ui"),
         Route("GET", "/ui/app.js", Access.OPEN, dashboard.script, "ui"),
         Route("GET", "/ui/app.css", Access.OPEN, dashboard.style, "ui"),

@@ -13,7 +13,7 @@ from relay.core.filters import types_of
 from relay.ingest.own_upstream import OwnUpstream
 from relay.providers.arkloop import face
 from relay.providers.contract import Ask, RunsQuery
-from relay.web.door import TRACE_ID, json_response
+from relay.web.door import HOLD, TRACE_ID, Answer, json_response
 from relay.web.faces.ground import Ground, thread_of
 from relay.web.requests import json_body
 
@@ -63,27 +63,26 @@ class Arkloop:
         await self._ground.cancel(await self._ground.key(request), seen)
         return json_response({"ok": True})
 
-    async def events(self, request: web.Request) -> web.StreamResponse:
+    async def events(self, request: web.Request) -> Answer:
         """Its clients keep a stream open after the end: so do we, and mid-run it is only ever cut."""
         ask = _Ask(request)
-        with self._ground.pulse.place():
-            key = await self._ground.key(request)
-            async with self._ground.hub.topic(key) as topic:
-                if not ask.follow:
-                    hub = self._ground.hub
-                    there = await hub.primed(topic, _PRIMED_S) and await hub.reachable(topic, ask.cursor, _PRIMED_S)
-                    if not there:  # a proper end would say that this is all there is
-                        raise UpstreamUnavailable("the upstream's events cannot be read now", retry_after_s=2.0)
-                await self._ground.hub.settle(topic, ask.cursor)
-                return await self._ground.pass_on(
-                    request,
-                    topic,
-                    face.WIRE,
-                    cursor=ask.cursor,
-                    types=ask.types,
-                    follow=ask.follow,
-                    stay_s=face.STAY_S if ask.follow else 0.0,
-                )
+        hub, hold = self._ground.hub, request[HOLD]
+        self._ground.pulse.take_place(hold)
+        topic = await hub.open(await self._ground.key(request), hold)
+        if not ask.follow:
+            there = await hub.primed(topic, _PRIMED_S) and await hub.reachable(topic, ask.cursor, _PRIMED_S)
+            if not there:  # a proper end would say that this is all there is
+                raise UpstreamUnavailable("the upstream's events cannot be read now", retry_after_s=2.0)
+        await hub.settle(topic, ask.cursor)
+        return self._ground.pass_on(
+            request,
+            topic,
+            face.WIRE,
+            cursor=ask.cursor,
+            types=ask.types,
+            follow=ask.follow,
+            stay_s=face.STAY_S if ask.follow else 0.0,
+        )
 
 
 class _Ask:

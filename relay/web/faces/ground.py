@@ -20,10 +20,11 @@ from relay.core.events import FINAL_STATUS, MOVING_STATUS, TERMINAL, Event, deco
 from relay.core.faces import FaceWire, Fold
 from relay.core.filters import Types
 from relay.core.ids import RunKey, checked_id
-from relay.delivery import http
+from relay.delivery.http import EventStream
 from relay.delivery.options import DeliveryOptions
 from relay.delivery.pulse import Pulse
 from relay.fanout.hub import Hub
+from relay.fanout.subscription import Subscription
 from relay.fanout.topic import Topic
 from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.upstream import Upstream
@@ -31,7 +32,7 @@ from relay.providers import native, wishes
 from relay.providers.own import ThreadQuery
 from relay.store.log import Log
 from relay.web.directory import Directory
-from relay.web.door import HEADERS, PRINCIPAL
+from relay.web.door import HEADERS, HOLD, PRINCIPAL
 from relay.web.requests import the_run, upstream_hint
 from relay.web.resends import Attempt, Resends
 from relay.web.runs import Pumping
@@ -225,15 +226,14 @@ class Ground:
     # --- following --------------------------------------------------------------------------------------------------
     async def tell(
         self, request: web.Request, key: RunKey, wire: FaceWire, fold: Fold, *, cursor: int = 0
-    ) -> web.StreamResponse:
+    ) -> EventStream:
         """The run as a fold, from behind `cursor` to its end (or to where it waits)."""
-        async with self.hub.topic(key) as topic:
-            if topic.state.status == "waiting_for_input":  # is it still? a stream that rests must not rest on old news
-                await self.hub.primed(topic, _CURRENT_S)
-            subscription = self.hub.subscribe_fold(topic, cursor, _framed(wire, request), fold)
-            return await self._deliver(request, subscription)
+        topic = await self.hub.open(key, request[HOLD])
+        if topic.state.status == "waiting_for_input":  # is it still? a stream that rests must not rest on old news
+            await self.hub.primed(topic, _CURRENT_S)
+        return self._stream(request, self.hub.subscribe_fold(topic, cursor, _framed(wire, request), fold))
 
-    async def pass_on(
+    def pass_on(
         self,
         request: web.Request,
         topic: Topic,
@@ -243,20 +243,20 @@ class Ground:
         types: Types | None,
         follow: bool,
         stay_s: float,
-    ) -> web.StreamResponse:
+    ) -> EventStream:
         """The run event by event."""
         subscription = self.hub.subscribe(topic, cursor, _framed(wire, request), types)
-        return await self._deliver(request, subscription, follow=follow, stay_s=stay_s)
+        return self._stream(request, subscription, follow=follow, stay_s=stay_s)
 
-    async def _deliver(
-        self, request: web.Request, subscription: Any, *, follow: bool = True, stay_s: float = 0.0
-    ) -> web.StreamResponse:
-        return await http.deliver(
-            request,
+    def _stream(
+        self, request: web.Request, subscription: Subscription, *, follow: bool = True, stay_s: float = 0.0
+    ) -> EventStream:
+        return EventStream(
             subscription,
             self.pulse,
             self.delivery,
-            headers=request[HEADERS],
+            request[HOLD],
+            request[HEADERS],
             follow=follow,
             expires_at=request[PRINCIPAL].expires_at,
             stay_s=stay_s,

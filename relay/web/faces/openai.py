@@ -11,10 +11,11 @@ from relay.core.cursor import count_of
 from relay.core.errors import Conflict, InvalidRequest
 from relay.core.events import TERMINAL
 from relay.core.ids import RunKey, checked_id
+from relay.delivery.http import EventStream
 from relay.providers import native
 from relay.providers.openai import face
 from relay.providers.openai.face_stream import WIRE, RunFold, things
-from relay.web.door import json_response
+from relay.web.door import HOLD, Answer, json_response
 from relay.web.faces.ground import Ground, thread_of
 from relay.web.faces.pages import page
 from relay.web.requests import json_body, upstream_hint
@@ -26,13 +27,13 @@ class OpenAi:
         self._ground = ground
 
     # --- runs -------------------------------------------------------------------------------------------------------
-    async def create(self, request: web.Request) -> web.StreamResponse:
+    async def create(self, request: web.Request) -> Answer:
         body = await json_body(request)
         stream = _stream(body)
-        with self._ground.pulse.place():
-            key, _ = await self._ground.create(request, "openai", body, thread_of(request))
-            if stream:
-                return await self._tell(request, key)
+        self._ground.pulse.take_place(request[HOLD])
+        key, _ = await self._ground.create(request, "openai", body, thread_of(request))
+        if stream:
+            return await self._tell(request, key)
         return json_response(await self._shown(*await self._ground.now(request, key)))
 
     async def get(self, request: web.Request) -> web.StreamResponse:
@@ -53,28 +54,28 @@ class OpenAi:
         shown = [await self._shown(RunKey(upstream.name, str(run["run_id"])), run) for run in runs]
         return json_response(face.listed(shown, has_more=has_more))
 
-    async def stream(self, request: web.Request) -> web.StreamResponse:
+    async def stream(self, request: web.Request) -> Answer:
         """A run's stream for whoever did not create it; from its beginning. Not in the vendor's API."""
-        with self._ground.pulse.place():
-            return await self._tell(request, await self._ground.key(request))
+        self._ground.pulse.take_place(request[HOLD])
+        return await self._tell(request, await self._ground.key(request))
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:
         key, run = await self._ground.run(request)
         await self._ground.cancel(key, int(run["last_seq"]))
         return json_response(await self._shown(*await self._ground.now(request, key)))
 
-    async def submit(self, request: web.Request) -> web.StreamResponse:
+    async def submit(self, request: web.Request) -> Answer:
         """The answer to what a run waits for; with `stream`, what follows it."""
         body = await json_body(request)
         stream = _stream(body)
-        with self._ground.pulse.place():
-            key, run = await self._ground.run(request)
-            outputs = _outputs(await self._awaited(key, run), body)
-            state = (await self._ground.log.states([key]))[0]
-            await self._ground.answer(key, outputs)
-            if stream:
-                cursor = state.last_seq if state is not None else 0
-                return await self._tell(request, key, cursor=cursor, resumed=True)
+        self._ground.pulse.take_place(request[HOLD])
+        key, run = await self._ground.run(request)
+        outputs = _outputs(await self._awaited(key, run), body)
+        state = (await self._ground.log.states([key]))[0]
+        await self._ground.answer(key, outputs)
+        if stream:
+            cursor = state.last_seq if state is not None else 0
+            return await self._tell(request, key, cursor=cursor, resumed=True)
         return json_response(await self._shown(key, {**run, "status": "running"}))
 
     async def _awaited(self, key: RunKey, run: dict[str, Any]) -> native.Asked:
@@ -83,9 +84,7 @@ class OpenAi:
             raise Conflict(f"this run does not wait for tool outputs: it is {face.STATUS.get(run['status'])}")
         return asked
 
-    async def _tell(
-        self, request: web.Request, key: RunKey, *, cursor: int = 0, resumed: bool = False
-    ) -> web.StreamResponse:
+    async def _tell(self, request: web.Request, key: RunKey, *, cursor: int = 0, resumed: bool = False) -> EventStream:
         fold = RunFold(await self._ground.facts(request, key), resumed=resumed)
         return await self._ground.tell(request, key, WIRE, fold, cursor=cursor)
 

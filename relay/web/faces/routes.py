@@ -7,7 +7,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from relay.web.admit import Access
-from relay.web.door import Endpoint, Route
+from relay.web.door import Answer, Endpoint, Route
 from relay.web.faces.arkloop import Arkloop
 from relay.web.faces.ground import Ground
 from relay.web.faces.mounts import Mounts
@@ -23,6 +23,8 @@ _REST: Final = "{rest:.*}"
 _REST_OF_ROOT: Final = "{rest:(?!(?:native|ui|arkloop|seekrflow|openai)(?:/|$)).*}"
 """What stands at a name of its own is no part of the face at the root."""
 _PASSED: Final = (hdrs.METH_GET, hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_PATCH, hdrs.METH_DELETE)
+
+_STREAMS: Final = ("events", "attach", "stream")
 
 _Row = tuple[str, str, Endpoint, str]
 
@@ -41,7 +43,9 @@ def mounted(mounts: Mounts, ground: Ground, runs: Runs, *, keys_are_ours: bool) 
             carry = proxy.of(face, mount).carry
             threads = _threads(ground, face, carry, keys_are_ours=keys_are_ours)
             for method, path, endpoint, name in [*table, *threads]:
-                routes.append(Route(method, mount + path, Access.ACT, endpoint, f"{face}_{name}", raw_key=raw))
+                streams = method == hdrs.METH_GET and name in _STREAMS
+                name = f"{face}_{name}"  # noqa: PLW2901
+                routes.append(Route(method, mount + path, Access.ACT, endpoint, name, raw_key=raw, streams=streams))
             for method in _PASSED:
                 path = f"{mount}/{_REST if mount else _REST_OF_ROOT}"
                 routes.append(Route(method, path, Access.ACT, carry, f"{face}_passed", raw_key=raw, any_body=True))
@@ -78,7 +82,7 @@ def _threads(ground: Ground, face: str, carry: Endpoint, *, keys_are_ours: bool)
 
 
 def _by_run(ground: Ground, of_run: Endpoint, of_thread: Endpoint) -> Endpoint:
-    async def choose(request: web.Request) -> web.StreamResponse:
+    async def choose(request: web.Request) -> Answer:
         endpoint = _unless_alike(ground, of_run, of_thread) if request.query.get("run_id") else of_thread
         return await endpoint(request)
 
@@ -86,7 +90,7 @@ def _by_run(ground: Ground, of_run: Endpoint, of_thread: Endpoint) -> Endpoint:
 
 
 def _unless_alike(ground: Ground, own: Endpoint, passed: Endpoint) -> Endpoint:
-    async def choose(request: web.Request) -> web.StreamResponse:
+    async def choose(request: web.Request) -> Answer:
         alike = ground.upstream(request, "openai").provider.name == "openai"
         return await (passed if alike else own)(request)
 

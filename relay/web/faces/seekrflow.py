@@ -9,9 +9,10 @@ from aiohttp import hdrs, web
 from relay.core.cursor import count_of
 from relay.core.errors import InvalidRequest
 from relay.core.ids import RunKey
+from relay.delivery.http import EventStream
 from relay.providers.seekrflow import face
 from relay.providers.seekrflow.face_stream import WIRE, RunFold
-from relay.web.door import json_response
+from relay.web.door import HOLD, Answer, json_response
 from relay.web.faces.ground import Ground, thread_of
 from relay.web.requests import json_body
 
@@ -28,11 +29,11 @@ class SeekrFlow:
         group = {"group": body["group"]} if body.get("group") is not None else {}
         return json_response({"run_id": key.run_id, "thread_id": thread_id, "status": status, **group})
 
-    async def create_stream(self, request: web.Request) -> web.StreamResponse:
+    async def create_stream(self, request: web.Request) -> Answer:
         body = await json_body(request)
-        with self._ground.pulse.place():
-            key, _ = await self._ground.create(request, "seekrflow", body, thread_of(request))
-            return await self._tell(request, key)
+        self._ground.pulse.take_place(request[HOLD])
+        key, _ = await self._ground.create(request, "seekrflow", body, thread_of(request))
+        return await self._tell(request, key)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         _, run = await self._ground.run(request)
@@ -52,9 +53,9 @@ class SeekrFlow:
             runs.reverse()
         return json_response([face.run(run, _agent(request)) for run in runs[offset : offset + limit]])
 
-    async def attach(self, request: web.Request) -> web.StreamResponse:
-        with self._ground.pulse.place():
-            return await self._tell(request, await self._ground.key(request))
+    async def attach(self, request: web.Request) -> Answer:
+        self._ground.pulse.take_place(request[HOLD])
+        return await self._tell(request, await self._ground.key(request))
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:
         """Its SDK sends a whole RunRequest along; the run is named by the path."""
@@ -62,7 +63,7 @@ class SeekrFlow:
         await self._ground.cancel(key, int(run["last_seq"]))
         return json_response({"status": "canceled", "run_id": key.run_id})
 
-    async def _tell(self, request: web.Request, key: RunKey) -> web.StreamResponse:
+    async def _tell(self, request: web.Request, key: RunKey) -> EventStream:
         fold = RunFold(await self._ground.facts(request, key))
         return await self._ground.tell(request, key, WIRE, fold)
 

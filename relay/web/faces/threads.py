@@ -21,7 +21,7 @@ from relay.providers.contract import Ask
 from relay.providers.conversation import Conversation, Message, Thread
 from relay.providers.openai import face as openai
 from relay.providers.seekrflow import face as seekrflow
-from relay.web.door import Endpoint, json_response
+from relay.web.door import Answer, Endpoint, json_response
 from relay.web.faces.ground import Ground, thread_of
 from relay.web.faces.pages import page
 from relay.web.faces.proxy import credentials_of
@@ -56,7 +56,7 @@ class Threads:
     def or_passed(self, own: Endpoint, carry: Endpoint) -> Endpoint:
         """`own` where the upstream is of another shape that is known here, else what passes requests on (or refuses)."""
 
-        async def choose(request: web.Request) -> web.StreamResponse:
+        async def choose(request: web.Request) -> Answer:
             name = self._ground.upstream(request, self._face).provider.name
             return await (own if name != self._face and name in CONVERSATIONS else carry)(request)
 

@@ -1,0 +1,74 @@
+"""Live readers who stand at one cursor and are told alike: what is new is taken once, and written to each of them.
+
+This is the hot path of the whole process, so nothing is kept per reader and turn: where a member stands, what it was
+told and how much was written to it is the crowd's to know, and each member reads it from there when it is asked, or
+leaves. A reader is in a crowd only while there is nothing to do for it but to wait; who cannot take more, or needs
+anything of its own, leaves and is looked after alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Protocol
+
+from prometheus_client import Counter
+
+from relay import telemetry
+
+if TYPE_CHECKING:
+    from relay.fanout.subscription import Subscription
+
+
+class Member(Protocol):
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """Never waits, never raises."""
+
+    def dismissed(self) -> None:
+        """What comes next each does alone: leave."""
+
+    def moved(self, crowd: Crowd) -> None:
+        """From now on this is its crowd."""
+
+
+class Crowd:
+    __slots__ = ("_delivered", "front", "key", "members", "told", "written", "written_at")
+
+    def __init__(self, key: Hashable, front: Subscription) -> None:
+        self.key = key
+        self.front = front
+        """A subscription that is nobody's: it stands where all members stand."""
+        self.members: dict[Member, Callable[[bytes], None]] = {}
+        self.written = 0
+        """Bytes ever written to one who was here all the time."""
+        self.written_at = 0.0
+        """When that was last more (monotonic)."""
+        self.told = 0
+        """The seq of the last event that was."""
+        self._delivered: Counter = telemetry.EVENTS_DELIVERED.labels(front.form)
+
+    def flush(self) -> bool:
+        """Write what is new to everybody; whether all there is to do for them then is to wait."""
+        part = self.front.take()
+        if part is not None and part.data:
+            data = part.data
+            # Noted before it is written: who is full by this very write leaves at once, and has been given it.
+            self.written += len(data)
+            self.written_at = time.monotonic()
+            self.told = part.told
+            self._delivered.inc(part.sent * len(self.members))
+            for write in tuple(self.members.values()):
+                write(data)
+        return self.front.waiting
+
+    def dismiss(self) -> None:
+        for member in tuple(self.members):
+            member.dismissed()
+
+    def join(self, other: Crowd) -> None:
+        """Become part of another crowd that stands where this one does."""
+        for member, write in self.members.items():
+            other.members[member] = write
+            member.moved(other)
+        self.members = {}
