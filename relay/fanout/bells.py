@@ -11,12 +11,15 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from relay import telemetry
 from relay.core.errors import StoreUnavailable
-from relay.store.redis import Bells, Store
+from relay.store.bells import Bells
+from relay.store.node import Node
+from relay.store.redis import Store
 
-_PING_S = 5.0
+_PING_S = 4.0
 _DEAD_S = 12.0
 """A connection that answers no ping for this long is dead, whatever TCP says."""
 _AGAIN_S = 0.25
@@ -29,11 +32,11 @@ class Ear:
     """The connection to one server and the channels it should hear. Ends, with an error, when the connection does, or
     when the server no longer holds what it held."""
 
-    def __init__(self, connection: Bells, heard: Heard) -> None:
+    def __init__(self, node: Node, heard: Heard) -> None:
         self.channels: set[bytes] = set()
         self._leaving: Counter[bytes] = Counter()
         """Our own SUNSUBSCRIBEs that were not acknowledged yet: the last reader leaves, and another one comes at once."""
-        self._connection = connection
+        self._bells = Bells(node, self._pushed)
         self._heard = heard
         self._unsaid: list[tuple[str, bytes]] = []
         self._speak_up = asyncio.Event()
@@ -56,48 +59,45 @@ class Ear:
         """Until the connection breaks or a channel turns out to live elsewhere: raises StoreUnavailable."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._connection.gone(), name="bells' server")
+                tasks.create_task(self._bells.gone(), name="bells' server")
                 async with asyncio.timeout(_DEAD_S):
-                    await self._connection.connect()
+                    await self._bells.connect()
                 tasks.create_task(self._speak(), name="bell speaker")
-                await self._listen()
+                await self._bells.ended()
         except* (StoreUnavailable, TimeoutError) as errors:
             raise StoreUnavailable("the bells fell silent") from errors
         finally:
-            await self._connection.close()
+            self._bells.close()
 
-    async def _listen(self) -> None:
-        while True:
-            async with asyncio.timeout(_DEAD_S):
-                message = await self._connection.read()
-            if not isinstance(message, list) or len(message) < 3:
-                continue
-            kind, channel, payload = message[:3]
-            if kind == b"smessage":
-                self._heard(channel, payload)
-            elif kind == b"ssubscribe":
-                self._heard(channel, None)
-            elif kind == b"sunsubscribe":
-                self._left(channel)
+    def _pushed(self, message: list[Any]) -> None:
+        kind, channel, payload = message[:3]
+        if kind == b"smessage":
+            self._heard(channel, payload)
+        elif kind == b"ssubscribe":
+            self._heard(channel, None)
+        elif kind == b"sunsubscribe":
+            self._left(channel)
 
     def _left(self, channel: bytes) -> None:
         if self._leaving[channel] > 0:
             self._leaving -= Counter((channel,))  # drops what falls to zero
         elif channel in self.channels:
-            raise StoreUnavailable("this server no longer holds a channel we asked for")
+            self._bells.close()  # this server no longer holds a channel we asked for
 
     async def _speak(self) -> None:
-        """Send what was asked for; a ping when nothing was."""
-        while True:
+        """Send what was asked for; a ping when nothing was, and see whether anything ever comes back."""
+        clock = asyncio.get_running_loop().time
+        while clock() - self._bells.heard_at < _DEAD_S:
             unsaid, self._unsaid = self._unsaid, []
             self._speak_up.clear()
             for command, channel in unsaid:
-                await self._connection.send(command, channel)
+                self._bells.send(command, channel)
             try:
                 async with asyncio.timeout(_PING_S):
                     await self._speak_up.wait()
             except TimeoutError:
-                await self._connection.send("PING")
+                self._bells.send("PING")
+        raise StoreUnavailable("the bells fell silent")
 
 
 class BellListener:
@@ -157,7 +157,7 @@ class BellListener:
             return
         ear = self._ears.get(node.name)
         if ear is None:
-            ear = self._ears[node.name] = Ear(Bells(node), self._heard)
+            ear = self._ears[node.name] = Ear(node, self._heard)
             self._tasks.create_task(self._keep(node.name, ear), name="bell listener")
         self._channels[channel] = node.name
         ear.subscribe(channel)

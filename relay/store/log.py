@@ -23,14 +23,15 @@ from relay.store.entries import event_of, text
 from relay.store.keys import Keys
 from relay.store.old import Old
 from relay.store.options import RetentionOptions
+from relay.store.packing import packed_append, packed_range, words
 from relay.store.redis import Refused, ScriptCall, Store
 
 _T = TypeVar("_T")
 
 _PAST_MS = 30 * 86_400_000
 """How long it is remembered that an own-seq run had a log: longer than any reader keeps a cursor."""
-_NAMES = 20_000
-"""How many runs' key names are remembered: making them takes a checksum and three formats."""
+_ROADS = 20_000
+"""How many runs' names are remembered: making them takes a checksum and three formats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,21 @@ class Append(msgspec.Struct, frozen=True):
     fields: dict[str, str]
 
 
+class _Road:
+    """What every event of a run needs: its names, and all of its two commands that stays the same."""
+
+    __slots__ = ("append", "bell", "lease", "log", "read", "run")
+
+    def __init__(self, log: str, run: str, bell: str) -> None:
+        self.log = log
+        self.run = run
+        self.bell = bell
+        self.read = words("XRANGE", log)
+        self.lease: Lease | None = None
+        """The one that `append` was packed for."""
+        self.append = b""
+
+
 def state_of(fields: dict[str, str], last_seq: int | None = None) -> LogState:
     return LogState(
         last_seq=int(fields.get("last_seq") or 0) if last_seq is None else last_seq,
@@ -126,7 +142,8 @@ class Log:
         self._sealed_ms = int(retention.sealed_s * 1000)
         self._cap = retention.live_events
         self.old = Old(store, keys, lease_s=lease_s, old_s=retention.old_s)
-        self._names: dict[RunKey, tuple[str, str, str]] = {}
+        self._limits = words(self._live_ms, self._cap)
+        self._roads: dict[RunKey, _Road] = {}
 
     # --- the owner's side -------------------------------------------------------------------------------------------
     async def claim(self, key: RunKey, *, reopen: bool = False) -> Claim | float:
@@ -160,33 +177,34 @@ class Log:
 
     async def append(self, appends: Sequence[Append]) -> list[Exception | None]:
         """One round trip for many runs. Per run: None (durable now) or why it was refused."""
-        script = self._store.scripts["append"]
-        calls = [ScriptCall(script, self._append_keys(one.lease.key), self._append_args(one)) for one in appends]
-        answers = await self._store.call("append", calls)
-        return [_refusal(answer, one.lease.key) for answer, one in zip(answers, appends, strict=True)]
+        calls = [self._packed_append(one) for one in appends]
+        answers = await self._store.call_packed("append", calls)
+        return [
+            None if answer == b"OK" else _refusal(answer, one.lease.key)
+            for answer, one in zip(answers, appends, strict=True)
+        ]
 
-    def _append_keys(self, key: RunKey) -> tuple[str, str, str]:
-        found = self._names.get(key)
+    def _packed_append(self, one: Append) -> tuple[str, bytes]:
+        road = self._road(one.lease.key)
+        if road.lease is not one.lease:
+            lease = road.lease = one.lease
+            names = (road.log, road.run, road.bell)
+            road.append = words("EVALSHA", self._store.scripts["append"].sha, 3, *names, lease.owner, lease.fence)
+        return road.log, packed_append(road.append, one.prev, self._limits, one.fields, one.events)
+
+    def _road(self, key: RunKey) -> _Road:
+        found = self._roads.get(key)
         if found is None:
-            if len(self._names) >= _NAMES:
-                self._names.clear()
-            found = self._names[key] = (self.keys.log(key), self.keys.run(key), self.keys.bell(key))
+            if len(self._roads) >= _ROADS:
+                self._roads.clear()
+            found = self._roads[key] = _Road(self.keys.log(key), self.keys.run(key), self.keys.bell(key))
         return found
-
-    def _append_args(self, one: Append) -> list[str | bytes | int]:
-        args: list[str | bytes | int] = [
-            one.lease.owner, one.lease.fence, one.prev, self._live_ms, self._cap, len(one.fields)
-        ]  # fmt: skip
-        for field in one.fields.items():
-            args += field
-        for event in one.events:
-            args += (event.seq, event.type.encode("utf-8", "replace"), event.json)
-        return args
 
     async def seal(self, lease: Lease, *, prev: int, status: str) -> None:
         """The run is over. Raises LogMoved or LeaseLost."""
         key = lease.key
-        keys = (*self._append_keys(key), self.keys.leases(key), self.keys.wants(key))
+        road = self._road(key)
+        keys = (road.log, road.run, road.bell, self.keys.leases(key), self.keys.wants(key))
         args = (lease.owner, lease.fence, prev, self._sealed_ms, status, self.keys.member(key))
         answers = await self._store.call("seal", [ScriptCall(self._store.scripts["seal"], keys, args)])
         refusal = _refusal(answers[0], key)
@@ -304,8 +322,12 @@ class Log:
 
     async def read(self, requests: Sequence[tuple[RunKey, int, int]]) -> list[list[Event]]:
         """For each (run, after_seq, most): the events behind after_seq, in one round trip."""
-        commands = [("XRANGE", self.keys.log(key), f"({after}-0", "+", "COUNT", most) for key, after, most in requests]
-        answers = await self._store.run("read", commands, each=True)
+        roads = [self._road(key) for key, _, _ in requests]
+        commands = [
+            (road.log, packed_range(road.read, after, most))
+            for road, (_, after, most) in zip(roads, requests, strict=True)
+        ]
+        answers = await self._store.run_packed("read", commands, each=True)
         return [
             self._readable(key, _events, answer) or [] for (key, _, _), answer in zip(requests, answers, strict=True)
         ]

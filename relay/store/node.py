@@ -1,7 +1,8 @@
 """One server: its connections, one round trip, and the moment from which nobody here asks it any more.
 
-redis-py connects and parses; packing, time limits and letting go are ours. What a server is (a master, one of a cluster)
-is not known here.
+redis-py connects and parses; packing, time limits and letting go are ours. There are two ways to ask: `exchange`, with a
+connection of the pool for each round trip, and `ask`, many round trips on one connection, for what every event takes. What
+a server is (a master, one of a cluster) is not known here.
 """
 
 from __future__ import annotations
@@ -19,19 +20,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from relay import telemetry
+from relay.store.channel import Channel
+from relay.store.packing import Command, packed
 
 _CONNECTIONS: Final = 32
 _CLOSING_S: Final = 1.0
 
-Command = tuple[str | bytes | int, ...]
 Address = tuple[str, int]
 _T = TypeVar("_T")
-
-
-def packed(command: Command) -> bytes:
-    """A command as it goes over the wire (RESP)."""
-    words = [word if type(word) is bytes else str(word).encode() for word in command]
-    return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
 
 
 async def _answer(connection: Any) -> Any:
@@ -43,7 +39,7 @@ async def _answer(connection: Any) -> Any:
 
 
 class Node:
-    """One server: a pool for commands, and connections of their own for subscriptions."""
+    """One server: a pool for commands, a channel for hot ones, and connections of their own for subscriptions."""
 
     def __init__(self, name: str, pool: BlockingConnectionPool, timeout_s: float) -> None:
         self.name = name
@@ -52,6 +48,8 @@ class Node:
         self._timeout_s = timeout_s
         self._pool: Any = pool
         self._under_way: set[asyncio.Timeout] = set()
+        self._channel: Channel | None = None
+        self._opening = asyncio.Lock()
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """One round trip; an answer may be an exception of its own. Raises redis-py's, OSError or TimeoutError.
@@ -79,6 +77,28 @@ class Node:
         finally:
             await self._pool.release(connection)
 
+    async def ask(self, commands: Sequence[bytes]) -> list[Any]:
+        """One round trip of packed commands, beside others; answers and errors as with `exchange`."""
+        channel = self._channel
+        if channel is None or not channel.open:
+            channel = await self._open_channel()
+        self._refuse_if_left()  # no await between here and the first byte sent
+        return await channel.ask(b"".join(commands), len(commands))
+
+    async def _open_channel(self) -> Channel:
+        async with asyncio.timeout(self._timeout_s) as scope:
+            self._under_way.add(scope)
+            try:
+                async with self._opening:
+                    if self._channel is None or not self._channel.open:
+                        self._refuse_if_left()
+                        opened = Channel(self.bare_connection(), self._timeout_s)
+                        await opened.connect()
+                        self._channel = opened
+                    return self._channel
+            finally:
+                self._under_way.discard(scope)
+
     def _refuse_if_left(self) -> None:
         if self.left.is_set():
             raise exceptions.ConnectionError("this server is no longer asked")
@@ -93,6 +113,8 @@ class Node:
         What is under way may be done there or not; whoever asked finds out. `close` is still to be called.
         """
         self.left.set()
+        if self._channel is not None:
+            self._channel.end(TimeoutError("this server is no longer asked"))
         now = asyncio.get_running_loop().time()
         for scope in self._under_way:
             if not scope.expired():
@@ -100,11 +122,15 @@ class Node:
 
     async def drop_idle(self) -> None:
         """Close what is open and not in use."""
+        if self._channel is not None and self._channel.idle:
+            self._channel.end(exceptions.ConnectionError("closed"))
         with suppress(exceptions.RedisError, OSError, TimeoutError):
             async with asyncio.timeout(_CLOSING_S):
                 await self._pool.disconnect(inuse_connections=False)
 
     async def close(self) -> None:
+        if self._channel is not None:
+            self._channel.end(exceptions.ConnectionError("closed"))
         with suppress(exceptions.RedisError, OSError, TimeoutError):
             async with asyncio.timeout(_CLOSING_S):  # a peer that is cut off takes no goodbye
                 while self.left.is_set() and self._under_way:  # noqa: ASYNC110  (what was interrupted gives back first)

@@ -1,15 +1,14 @@
 """The one place that knows redis-py: connections, scripts, and its exceptions translated.
 
 redis-py's own retries are off: a retried command may have been executed already, and only our scripts know what to do
-about that (they carry `prev`). A blocked read would hold a pooled connection, so bells use connections of their own.
+about that (they carry `prev`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -18,9 +17,10 @@ from redis import exceptions
 
 from relay import telemetry
 from relay.core.errors import StartupError, StoreUnavailable
-from relay.store.node import Command, Node
+from relay.store.node import Node
 from relay.store.nodes import nodes_of
 from relay.store.options import RedisOptions
+from relay.store.packing import Command
 
 _AWAY: Final = (
     "OOM", "READONLY", "MISCONF", "LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNKILLABLE",
@@ -83,42 +83,6 @@ def shown(url: str) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"
-
-
-class Bells:
-    """A bare connection for pub/sub: one task may read while another sends. Raises StoreUnavailable."""
-
-    def __init__(self, node: Node) -> None:
-        self._left = node.left
-        self._connection = node.bare_connection()
-
-    async def gone(self) -> None:
-        """Returns never: raises once another server holds what this one did, for then it may fall silent unnoticed."""
-        await self._left.wait()
-        raise StoreUnavailable("the bells ring elsewhere now")
-
-    async def connect(self) -> None:
-        await self._translating(self._connection.connect())
-
-    async def send(self, *words: str | bytes) -> None:
-        packed = self._connection.pack_command(*words)
-        await self._translating(self._connection.send_packed_command(packed, check_health=False))
-
-    async def read(self) -> object:
-        """The next push: a list such as [b"smessage", channel, payload]."""
-        return await self._translating(self._connection.read_response(disconnect_on_error=False))
-
-    async def close(self) -> None:
-        with suppress(exceptions.RedisError, OSError, TimeoutError):
-            await self._connection.disconnect(nowait=True)
-
-    async def _translating(self, call: Awaitable[object]) -> object:
-        try:
-            return await call
-        except RuntimeError as error:  # uvloop's words for a connection that was closed meanwhile
-            raise StoreUnavailable("the bells fell silent") from error
-        except (exceptions.RedisError, OSError) as error:  # bells carry no truth: whatever it was, they fell silent
-            raise StoreUnavailable("the bells fell silent") from error
 
 
 class Store:
@@ -192,9 +156,14 @@ class Store:
 
         Raises for the first one that failed; with `each`, what is wrong with one key alone is the answer for it.
         """
-        answers = await self._spread(
-            what, [(str(command[1]) if len(command) > 1 else "", command) for command in commands]
-        )
+        keyed = [(str(command[1]) if len(command) > 1 else "", command) for command in commands]
+        return await self.run_packed(what, keyed, each=each)
+
+    async def run_packed(
+        self, what: str, commands: Sequence[tuple[str, Command | bytes]], *, each: bool = False
+    ) -> list[Any]:
+        """The same for commands with their keys, which may be packed already: those go over the channel."""
+        answers = await self._spread(what, commands)
         for answer in answers:
             if isinstance(answer, Exception) and (away(answer) or not each):
                 raise translated(answer, what) from answer
@@ -202,7 +171,10 @@ class Store:
 
     async def call(self, what: str, calls: Sequence[ScriptCall]) -> list[Any]:
         """Script calls, one round trip per server. An answer may be an exception: each run stands for itself."""
-        commands: list[tuple[str, Command]] = [(call.keys[0], call.command) for call in calls]
+        return await self.call_packed(what, [(call.keys[0], call.command) for call in calls])
+
+    async def call_packed(self, what: str, commands: Sequence[tuple[str, Command | bytes]]) -> list[Any]:
+        """The same for script calls as a key and a command, which may be packed already: those go over the channel."""
         answers = await self._spread(what, commands)
         unknown = [i for i, answer in enumerate(answers) if isinstance(answer, exceptions.NoScriptError)]
         if unknown:  # a server was restarted or its scripts flushed; none of these calls did anything
@@ -219,7 +191,7 @@ class Store:
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             raise translated(error, what) from error
 
-    async def _spread(self, what: str, keyed: Sequence[tuple[str, Command]]) -> list[Any]:
+    async def _spread(self, what: str, keyed: Sequence[tuple[str, Command | bytes]]) -> list[Any]:
         """Send each command to the server that holds its key; an answer may be redis-py's exception."""
         await self._look()
         groups: dict[Node, list[int]] = {}
@@ -234,7 +206,7 @@ class Store:
         return answers
 
     async def _fill(
-        self, answers: list[Any], places: Sequence[int], node: Node, commands: Sequence[Command], what: str
+        self, answers: list[Any], places: Sequence[int], node: Node, commands: Sequence[Command | bytes], what: str
     ) -> None:
         """One server's share: that it is away is the answer for its own runs, not for the others."""
         try:
@@ -266,9 +238,12 @@ class Store:
             self._stale |= self._blind
             self._looks += 1
 
-    async def _execute(self, node: Node, commands: Sequence[Command], what: str) -> list[Any]:
+    async def _execute(self, node: Node, commands: Sequence[Command | bytes], what: str) -> list[Any]:
         try:
-            answers = await node.exchange(commands)
+            ask: Any = (
+                node.ask if isinstance(commands[0], bytes) else node.exchange
+            )  # of one call all are packed, or none
+            answers: list[Any] = await ask(commands)
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             self._stale = True
             raise translated(error, what) from error

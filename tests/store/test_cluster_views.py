@@ -15,9 +15,10 @@ import hiredis
 import pytest
 
 from relay.core.errors import StoreUnavailable
+from relay.store.bells import Bells
 from relay.store.cluster import _owners
 from relay.store.options import RedisOptions
-from relay.store.redis import Bells, Store
+from relay.store.redis import Store
 from tests.support.failover import until
 
 Range = tuple[int, int, int, int]
@@ -128,14 +129,14 @@ async def test_a_failover_is_noticed_without_an_error_and_bells_are_told(nodes: 
         watching = tasks.create_task(store.watch())
         node = store.node_of("x")
         assert node is not None
-        bells = Bells(node)
+        bells = Bells(node, lambda _: None)
         await bells.connect()
         promoted(nodes, 1, 6, seen_by=(1, 2))
         with pytest.raises(StoreUnavailable):
             async with asyncio.timeout(8):
                 await bells.gone()
         assert await until(lambda: _at(store, nodes[1].port))
-        await bells.close()
+        bells.close()
         watching.cancel()
 
 

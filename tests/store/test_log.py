@@ -13,11 +13,12 @@ import redis as sync_redis
 from relay.core.errors import LeaseLost, LogMoved, StartupError, StoreUnavailable
 from relay.core.events import Event
 from relay.core.ids import RunKey
+from relay.store.bells import Bells
 from relay.store.embedded import EmbeddedServer
 from relay.store.keys import Keys
 from relay.store.log import Append, Claim, Lease, Log
 from relay.store.options import RedisOptions, RetentionOptions
-from relay.store.redis import Bells, Store
+from relay.store.redis import Store
 
 KEY = RunKey("main", "r1")
 
@@ -279,18 +280,19 @@ async def test_a_server_that_evicts_is_refused(own_redis: EmbeddedServer) -> Non
 async def test_bells_ring_for_events_and_for_the_seal(bench: Bench) -> None:
     node = bench.store.node_of(bench.one.keys.bell(KEY))
     assert node is not None
-    bells = Bells(node)
+    heard: asyncio.Queue[list[bytes]] = asyncio.Queue()
+    bells = Bells(node, heard.put_nowait)
     await bells.connect()
     channel = bench.one.keys.bell(KEY)
-    await bells.send("SSUBSCRIBE", channel)
+    bells.send("SSUBSCRIBE", channel)
     async with asyncio.timeout(5):
-        assert (await bells.read())[0] == b"ssubscribe"  # type: ignore[index]
+        assert (await heard.get())[0] == b"ssubscribe"
         lease = await bench.owned()
         await bench.append(lease, 0, 1, 2)
-        assert await bells.read() == [b"smessage", channel.encode(), b"2"]
+        assert await heard.get() == [b"smessage", channel.encode(), b"2"]
         await bench.one.seal(lease, prev=2, status="completed")
-        assert await bells.read() == [b"smessage", channel.encode(), b"sealed"]
-    await bells.close()
+        assert await heard.get() == [b"smessage", channel.encode(), b"sealed"]
+    bells.close()
 
 
 async def test_a_user_without_channels_is_refused_at_the_start(own_redis: EmbeddedServer) -> None:

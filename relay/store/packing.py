@@ -1,0 +1,46 @@
+"""Commands as they go over the wire (RESP); of the two that every event takes, all that stays the same is packed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from relay.core.events import Event
+
+Command = tuple[str | bytes | int, ...]
+
+
+def packed(command: Command) -> bytes:
+    """A whole command."""
+    words = [word if type(word) is bytes else str(word).encode() for word in command]
+    return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+
+
+def words(*values: str | bytes | int) -> bytes:
+    """Some words of a command, without its head."""
+    return packed(values).partition(b"\n")[2]
+
+
+def packed_append(head: bytes, prev: int, limits: bytes, fields: Mapping[str, str], events: Sequence[Event]) -> bytes:
+    """lua/append.lua. `head`: EVALSHA, the script, its keys, owner and fence. `limits`: live_ms and cap."""
+    at = b"%d" % prev
+    parts = [
+        b"*%d\r\n" % (12 + 2 * len(fields) + 3 * len(events)), head, b"$%d\r\n%b\r\n" % (len(at), at), limits
+    ]  # fmt: skip
+    parts.append(words(len(fields), *[part for field in fields.items() for part in field]) if fields else _NO_FIELDS)
+    for event in events:
+        seq, kind, json = b"%d" % event.seq, event.type.encode("utf-8", "replace"), event.json
+        parts.append(
+            b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(seq), seq, len(kind), kind, len(json), json)
+        )  # one format for all three: each call costs more than what it does
+    return b"".join(parts)
+
+
+_NO_FIELDS = words(0)
+
+
+def packed_range(head: bytes, after: int, most: int) -> bytes:
+    """XRANGE behind `after`. `head`: the command and its key."""
+    start, count = b"(%d-0" % after, b"%d" % most
+    return b"*6\r\n%b$%d\r\n%b\r\n$1\r\n+\r\n$5\r\nCOUNT\r\n$%d\r\n%b\r\n" % (
+        head, len(start), start, len(count), count
+    )  # fmt: skip
