@@ -31,6 +31,7 @@ from relay.ingest.discovery import Discovery
 from relay.ingest.ingestor import Ingestor
 from relay.ingest.options import UpstreamOptions
 from relay.ingest.own_upstream import OwnUpstream
+from relay.ingest.tap import Connector
 from relay.ingest.upstream import Upstream
 from relay.providers import OWN_SEQ, PROVIDERS
 from relay.settings import Settings, masked
@@ -282,7 +283,7 @@ def announce(settings: Settings, redis_url: str, **where: str | int) -> None:
 def _session() -> aiohttp.ClientSession:
     """The client for all upstreams: no cookies, no proxy of the environment, as many connections as there are runs."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30),
+        connector=Connector(limit=0, ttl_dns_cache=30),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": f"relay/{__version__}"},
         max_line_size=65536,

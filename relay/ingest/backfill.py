@@ -22,9 +22,10 @@ from relay.core.errors import LeaseLost, LogMoved, NotFound, RelayError, StoreUn
 from relay.core.events import Draft
 from relay.core.ids import RunKey
 from relay.core.run import Run
+from relay.ingest.edge import parts
 from relay.ingest.options import IngestOptions
 from relay.ingest.own_upstream import OwnUpstream
-from relay.ingest.pump import GONE, MISSING_PAUSE_S, RETRY_AFTER_S, parts
+from relay.ingest.pump import GONE, MISSING_PAUSE_S, RETRY_AFTER_S
 from relay.ingest.source import Ending, Source
 from relay.ingest.upstream import Upstream
 from relay.store.log import Log

@@ -16,6 +16,8 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Final
 
+import aiohttp
+
 from relay import telemetry
 from relay.core.backoff import Backoff
 from relay.core.errors import NotFound, RelayError
@@ -23,15 +25,14 @@ from relay.core.events import TERMINAL, Draft, Event
 from relay.core.ids import RunKey
 from relay.core.run import Admission, Run, status_after, synthesized_end
 from relay.ingest.committer import Committer
+from relay.ingest.edge import Edge, parts
 from relay.ingest.options import IngestOptions
 from relay.ingest.source import Ending, Source
+from relay.ingest.tap import Tap, tap_of
 from relay.ingest.tenure import Tenure
 from relay.ingest.upstream import Upstream
 from relay.store.log import Append, Claim, Log
 
-_APPEND_EVENTS: Final = 512
-_APPEND_BYTES: Final = 1_048_576
-"""Most of one append, so that one run cannot hold a group commit up for long."""
 _TAIL: Final = 500
 """Events behind a terminal one are few; this many are looked through for it."""
 GONE: Final = 3
@@ -43,6 +44,8 @@ RETRY_AFTER_S: Final = 30.0
 """An upstream may ask for patience, but not for more than this: somebody is watching."""
 _SILENT_S: Final = 1.0
 """How long a stream that was just opened may say nothing before we ask whether the run has ended."""
+_LAG_EVERY_S: Final = 1.0
+"""How often a run's lag is measured."""
 _HEALTHY_S: Final = 5.0
 """A stream that lived this long was a good one, also if nothing happened on it."""
 
@@ -70,6 +73,9 @@ class Pump(Tenure):
         self._missing = 0
         self._unended = 0
         self._linger_until: float | None = None
+        self._lag_at = 0.0
+        self._edge: Edge | None = None
+        """Of the live stream, while there is one that pushes."""
 
     async def probe(self) -> None:
         """A reader has seen more of a sealed run than its log holds: read once what the upstream has behind its end."""
@@ -161,7 +167,16 @@ class Pump(Tenure):
     async def _follow(self) -> Ending:
         """Read the live stream until it ends, a step must be confirmed, or trailing events have had their time."""
         source = self._source(follow=True)
-        async with aclosing(source.batches(self._patience_s)) as batches:
+        async with source.opened(pushed=True) as response:
+            if response is None:
+                return source.ending
+            tap = tap_of(response)
+            if tap is None:
+                return await self._follow_pulled(source, response)
+            return await self._follow_pushed(source, tap)
+
+    async def _follow_pulled(self, source: Source, response: aiohttp.ClientResponse) -> Ending:
+        async with aclosing(source.pulled(response, self._patience_s)) as batches:
             async for drafts in batches:
                 if drafts and await self._take(drafts):
                     return Ending("step")
@@ -170,6 +185,25 @@ class Pump(Tenure):
                 if self._over():
                     return Ending("lingered")
         return source.ending
+
+    async def _follow_pushed(self, source: Source, tap: Tap) -> Ending:
+        """The same, where what arrives is appended without a turn of this task."""
+        edge = self._edge = Edge(source, tap, self._committer, self._admit, self._appending, self._appended)
+        try:
+            edge.flow()
+            while True:
+                await edge.turn(self._patience_s())
+                doubtful = not self._run.ended and self._patience_s() <= 0
+                if not (edge.step or edge.over or doubtful or self._over()):
+                    continue
+                await edge.quiet()
+                if edge.step or edge.over or self._over():
+                    return Ending("step") if edge.step else source.ending if edge.over else Ending("lingered")
+                await self._ask_whether_ended()
+                edge.flow()
+        finally:
+            self._edge = None
+            edge.close()
 
     def _patience_s(self) -> float:
         """How long silence is nothing to look into."""
@@ -189,6 +223,14 @@ class Pump(Tenure):
 
     async def _take(self, drafts: Sequence[Draft], *, confirming: bool = False) -> bool:
         """Admit and make durable; true if a step in seq must be confirmed before anything else is accepted."""
+        prev = self._run.last_seq
+        admission = self._admit(drafts, confirming=confirming)
+        if admission.events:
+            await self._append(admission.events, {}, prev)
+        return admission.unconfirmed is not None
+
+    def _admit(self, drafts: Sequence[Draft], *, confirming: bool = False) -> Admission:
+        """Admit, and note what that says of the run."""
         prev, was_ended, status = self._run.last_seq, self._run.ended, self._run.status
         admission = self._run.admit(drafts, confirming=confirming)
         self._count(admission)
@@ -199,20 +241,25 @@ class Pump(Tenure):
         if self._run.head_lost and not prev:  # said once: from then on the floor only moves by trimming
             self._fields["floor"] = self._fields["gone"] = str(self._run.head_lost)
         if admission.events:
-            self._doubt_at = time.monotonic() + self._options.idle_check_s
+            now = time.monotonic()
+            self._doubt_at = now + self._options.idle_check_s
             self._missing = self._unended = 0
-            telemetry.INGEST_LAG.labels(self.key.upstream).observe(
-                _age_s(drafts[-1].body.get("created_at"), time.time())
-            )
-            await self._append(admission.events, {}, prev)
+            self._note_lag(now, drafts[-1])
         if self._run.ended and not was_ended:
             self._linger(self._run.ended_at)
-        return admission.unconfirmed is not None
+        return admission
+
+    def _note_lag(self, now: float, draft: Draft) -> None:
+        if now >= self._lag_at:
+            self._lag_at = now + _LAG_EVERY_S
+            telemetry.INGEST_LAG.labels(self.key.upstream).observe(_age_s(draft.body.get("created_at"), time.time()))
 
     def _linger(self, ended_at: object) -> None:
         """Wait for trailing events; a run that ended long ago (by the upstream's clock) has none to wait for."""
         left = self._options.linger_s - _age_s(ended_at, self._upstream.now_s())
         self._linger_until = time.monotonic() + max(0.0, left)
+        if self._edge is not None:
+            self._edge.wake()  # it sleeps for as long as a run that goes on may be silent
 
     async def _append(self, events: Sequence[Event], fields: dict[str, str], prev: int | None = None) -> None:
         assert self.lease is not None
@@ -224,6 +271,14 @@ class Pump(Tenure):
             self.durable_seq = at
             fields = {}
         self._fields = {}
+
+    def _appending(self, events: Sequence[Event]) -> Append:
+        assert self.lease is not None
+        fields, self._fields = self._fields, {}
+        return Append(self.lease, self.durable_seq, events, fields)
+
+    def _appended(self, last_seq: int) -> None:
+        self.durable_seq = last_seq
 
     # --- the end ----------------------------------------------------------------------------------------------------
     async def _ask_whether_ended(self) -> None:
@@ -289,19 +344,6 @@ class Pump(Tenure):
         if admission.steps:
             telemetry.EVENTS_GAPS.labels(self.key.upstream, "confirmed").inc(len(admission.steps))
             self._say.warning("run.step_confirmed", steps=len(admission.steps), first=admission.steps[0].first)
-
-
-def parts(events: Sequence[Event]) -> list[Sequence[Event]]:
-    """Split by count and by size; at least one part, so that fields alone can be appended too."""
-    split: list[Sequence[Event]] = []
-    start = size = 0
-    for i, event in enumerate(events):
-        if i > start and (i - start >= _APPEND_EVENTS or size + len(event.json) > _APPEND_BYTES):
-            split.append(events[start:i])
-            start, size = i, 0
-        size += len(event.json)
-    split.append(events[start:])
-    return split
 
 
 def _age_s(created_at: object, now_s: float) -> float:

@@ -1,5 +1,6 @@
 """One upstream body as batches of what its provider reads in it, and exactly one word for how it ended.
 
+Two ways to read it: `batches`, which waits for each, and for the live edge of a run `opened` and a tap, which pushes them.
 One connection only: no retry, no decision. A clean EOF, an abort, junk at the end (an unfinished SSE block is discarded
 by the decoder) and silence all end it; none of them says that the run is over.
 """
@@ -7,7 +8,8 @@ by the decoder) and silence all end it; none of them says that the run is over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Generic, TypeVar
@@ -19,6 +21,7 @@ from relay.core.errors import NotFound, RelayError, TooManyRequests
 from relay.core.events import Draft
 from relay.core.ids import RunKey
 from relay.core.sse import Decoder, Message
+from relay.ingest.tap import tapping
 from relay.ingest.upstream import Client, Upstream
 from relay.providers.contract import Ask
 
@@ -56,26 +59,57 @@ class Body(Generic[T]):
 
     async def batches(self, patience_s: Callable[[], float | None] = lambda: None) -> AsyncGenerator[list[T]]:
         """What was read, as it arrives; an empty list for bytes without any (a ping), and when patience ran out."""
-        open_streams = telemetry.UPSTREAM_CONNECTIONS.labels(self._upstream.name, self._kind)
-        try:
-            async with self._upstream.stream(self._ask) as response:
+        async with self.opened() as response:
+            if response is not None:
+                async with aclosing(self.pulled(response, patience_s)) as batches:
+                    async for batch in batches:
+                        yield batch
+
+    @asynccontextmanager
+    async def opened(self, *, pushed: bool = False) -> AsyncIterator[aiohttp.ClientResponse | None]:
+        """The stream, for as long as the block lasts; None if there is none, and `ending` says why.
+
+        With `pushed` it may have a tap; then it must be read from that.
+        """
+        async with AsyncExitStack() as stack:
+            response: aiohttp.ClientResponse | None = None
+            try:
+                with tapping(pushed):
+                    response = await stack.enter_async_context(self._upstream.stream(self._ask))
+            except (RelayError, aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
+                self.end(error)
+            if response is not None:
+                open_streams = telemetry.UPSTREAM_CONNECTIONS.labels(self._upstream.name, self._kind)
                 open_streams.inc()
-                try:
-                    async for chunk in chunks_of(response.content, patience_s):
-                        yield self._batch(chunk)
-                finally:
-                    open_streams.dec()
+                stack.callback(open_streams.dec)
+            yield response
+
+    async def pulled(
+        self, response: aiohttp.ClientResponse, patience_s: Callable[[], float | None]
+    ) -> AsyncGenerator[list[T]]:
+        """`batches` of a stream that is open."""
+        try:
+            async for chunk in chunks_of(response.content, patience_s):
+                yield self.read(chunk)
+        except (aiohttp.ClientError, OSError) as error:
+            self.end(error)
+        else:
+            self.end(None)
+
+    def end(self, error: Exception | None) -> None:
+        """It has ended: properly (None), or by what broke or refused it."""
+        if error is None:
             self.ending = Ending("eof" if self._tail in _PROPER_TAILS else "junk")
-        except RelayError as error:
+        elif isinstance(error, RelayError):
             self.ending = Ending(reason(error), error.retry_after_s)
-        except TimeoutError:
-            self.ending = Ending("stall")
-        except (aiohttp.ClientError, OSError):
-            self.ending = Ending("reset")
+        else:
+            self.ending = Ending("stall" if isinstance(error, TimeoutError) else "reset")
         telemetry.UPSTREAM_ENDS.labels(self._upstream.name, self.ending.reason).inc()
 
-    def _batch(self, chunk: bytes) -> list[T]:
-        self._tail = (self._tail + chunk)[-2:] if chunk else self._tail
+    def read(self, chunk: bytes) -> list[T]:
+        """What the next bytes complete."""
+        if chunk:
+            self._tail = chunk[-2:] if len(chunk) > 1 else (self._tail + chunk)[-2:]
         messages = self._decoder.feed(chunk)
         return self._read(messages) if messages else []
 
