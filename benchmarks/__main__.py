@@ -1,7 +1,8 @@
 """`python -m benchmarks`: take turns, check, count, print, and write down.
 
-A full run writes results/latest.json, docs/benchmarks.md and its plots. Anything less (--short, --only) writes only
-results/partial.local.json and its table: half a measurement must not stand where a whole one did.
+What was measured in full (not --short, at least three rounds, every contestant, the C client) replaces its workload in
+results/latest.json and docs/benchmarks.md; so a long campaign can be done in parts. Anything less goes to
+results/partial.local.json: half a measurement must not stand where a whole one did.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import asyncio
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from benchmarks import contest, machine, plots, report
+from benchmarks import campaign, curves, machine, plots, report
 from benchmarks.load import ROOT, Load, Violation
-from benchmarks.workloads import FULL, SHORT, WORKLOADS, Arena, Row, Size
+from benchmarks.workloads import WORKLOADS
 from relay.store.embedded import EmbeddedServer
 from relay.store.options import EmbeddedOptions
 
@@ -30,7 +30,7 @@ DOCS = ROOT / "docs"
 def main() -> int:
     options = _options()
     if options.render:
-        _write_docs(orjson.loads((RESULTS / "latest.json").read_bytes()))
+        _write_docs(_latest())
         return 0
     machine.require()
     pin = machine.pinned()
@@ -40,94 +40,71 @@ def main() -> int:
         print("NOT PINNED: one core only, the load and what is measured take it from each other")
     with Load(force_python=options.python_client) as load, tempfile.TemporaryDirectory(prefix="relay-bench-") as place:
         if not load.fast:
-            print(
-                f"PYTHON LOAD CLIENT: {load.why_python}. It costs more CPU than relay; latencies are largely its own."
-            )
+            print(f"PYTHON LOAD CLIENT: {load.why_python}. It costs more CPU than relay; latencies are mostly its own.")
         server = EmbeddedServer.start(EmbeddedOptions(data_dir=str(Path(place) / "redis")))
         try:
-            results = asyncio.run(_measure(options, load, server, Path(place), pin))
-        except (Violation, TimeoutError) as error:
+            results = asyncio.run(campaign.run(options, load, server, Path(place), pin=pin))
+        except (Violation, TimeoutError, RuntimeError) as error:
             print(f"\nFAILED: {error}", file=sys.stderr)
             return 1
         finally:
             server.stop()
-    _keep(results, whole=not options.short and not options.only and load.fast)
+    if not options.profile:
+        _keep(results, whole=_whole(options, load))
     return 0
 
 
 def _options() -> argparse.Namespace:
     parse = argparse.ArgumentParser(prog="python -m benchmarks", description="Relay under load, beside its peers.")
     parse.add_argument("--short", action="store_true", help="small and once, for CI: does it work, is it whole")
-    parse.add_argument("--only", action="append", choices=list(WORKLOADS), help="this workload only (repeatable)")
+    parse.add_argument("--only", help=f"these workloads: {','.join(WORKLOADS)}")
+    parse.add_argument("--curves", nargs="?", const=",".join(curves.CURVES), help="cost curves instead (all, or these)")
+    parse.add_argument("--peers", help="beside relay, these contestants only (then nothing is written to the docs)")
     parse.add_argument("--rounds", type=int, help="how often everybody has a turn (default 3; 1 with --short)")
+    parse.add_argument("--keep", action="store_true", help="write results and docs even of fewer than 3 rounds")
+    parse.add_argument(
+        "--profile", nargs="?", const="python", choices=["python", "native"], help="relay alone, with py-spy beside it"
+    )
     parse.add_argument("--python-client", action="store_true", help="use viewers.py even where the C client is at hand")
     parse.add_argument("--render", action="store_true", help="write the docs again from results/latest.json")
-    return parse.parse_args()
+    options = parse.parse_args()
+    options.only = _names(parse, options.only, WORKLOADS)
+    options.curves = _names(parse, options.curves, curves.CURVES)
+    options.peers = _names(parse, options.peers)
+    options.rounds = options.rounds or (1 if options.short or options.profile else 3)
+    return options
 
 
-async def _measure(
-    options: argparse.Namespace, load: Load, server: EmbeddedServer, place: Path, pin: bool
-) -> dict[str, Any]:
-    size = SHORT if options.short or not load.fast else FULL
-    rounds = options.rounds or (1 if options.short else 3)
-    facts = machine.facts(server.describe, load.name, pin=pin)
-    print(report.told(facts))
-    measured: dict[str, list[list[Row]]] = {}
-    event_bytes = 0
-    for name in options.only or WORKLOADS:
-        # A relay of its own for each workload: none inherits the runs of the one before.
-        async with contest.relay(server.url, place, pin=pin) as relay:
-            event_bytes = await relay.event_bytes()
-            peers = contest.peers(load.cfan, event_bytes, pin=pin)
-            arena = Arena(relay, peers, load, size, server.pid, pin)
-            try:
-                measured[name] = [await _round(name, arena, number, rounds) for number in range(1, rounds + 1)]
-            finally:
-                for peer in peers:
-                    await peer.close()
-            await relay.redis.flushall()
-    return {
-        "facts": facts,
-        "rounds": rounds,
-        "event_bytes": event_bytes,
-        "workloads": {name: _summed_up(name, turns, size) for name, turns in measured.items()},
-    }
+def _names(parse: argparse.ArgumentParser, given: str | None, known: Any = None) -> list[str]:
+    names = [name for name in (given or "").split(",") if name]
+    for name in names if known is not None else ():
+        if name not in known:
+            parse.error(f"no {name!r}; there are {', '.join(known)}")
+    return names
 
 
-async def _round(name: str, arena: Arena, number: int, rounds: int) -> list[Row]:
-    began = time.monotonic()
-    print(f"{name}: round {number} of {rounds} … ", end="", flush=True)
-    rows = await WORKLOADS[name](arena, f"-{number}")
-    print(f"{time.monotonic() - began:.0f} s")
-    return rows
+# --- what was measured -----------------------------------------------------------------------------------------------
+def _whole(options: argparse.Namespace, load: Load) -> bool:
+    enough = options.keep or options.rounds >= 3 or bool(options.curves)
+    return enough and load.fast and not options.short and not options.peers
 
 
-def _summed_up(name: str, turns: list[list[Row]], size: Size) -> dict[str, Any]:
-    return {"what": _what(name, size), "rounds": turns, "summary": report.summary(name, turns)}
-
-
-def _what(name: str, size: Size) -> str:
-    """The workload in one line, with its numbers."""
-    return {
-        "fanout": f"One run, {size.viewers:,} viewers, {size.rate:g} events/s for {size.secs:g} s; all connected before.",
-        "joiners": f"One run with {size.history:,} events; {size.joiners} viewers join at its start at once.",
-        "ingest": (
-            f"{size.runs:,} runs made durable, nobody watching: {size.ingest_rate:g} events/s on each for {size.secs:g} "
-            f"s (paced), then {size.flood} on each as fast as the upstream writes (flood)."
-        ),
-        "many": f"{size.runs:,} runs, 2 viewers and {size.ingest_rate:g} events/s on each, for {size.secs:g} s.",
-    }[name]
+def _latest() -> dict[str, Any]:
+    path = RESULTS / "latest.json"
+    return orjson.loads(path.read_bytes()) if path.exists() else {"workloads": {}, "curves": {}}
 
 
 def _keep(results: dict[str, Any], *, whole: bool) -> None:
-    for name, workload in results["workloads"].items():
-        print(f"\n{name}: {workload['what']}\n{report.table(name, workload['summary'])}")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / ("latest.json" if whole else "partial.local.json")
+    if whole:
+        results = campaign.merged(_latest(), results)
     path.write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2) + b"\n")
     if whole:
         _write_docs(results)
-    print(f"\n0 gaps, 0 repeats, nothing missing. Written: {path.relative_to(ROOT)}{' and docs' if whole else ''}")
+    print(
+        f"\nrelay: 0 gaps, 0 repeats, nothing missing. Written: {path.name}{' and docs/benchmarks.md' if whole else ''}"
+    )
 
 
 def _write_docs(results: dict[str, Any]) -> None:

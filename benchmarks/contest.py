@@ -1,8 +1,8 @@
-"""The contestants as one shape: made ready for runs, fed with stamped events, watched by viewers, their CPU time read.
+"""The contestants as one shape, and relay as the first of them.
 
-Relay is fed by its real upstream (the scripted one, over HTTP and SSE) and keeps its log in a real Redis; the servers it
-is compared with get the same number of equally large events over a trivial binary socket and keep them in memory. That
-is in their favour: what relay does beyond fan-out (parse, order, make durable, read back) is in relay's numbers.
+Everybody starts anew for each measurement: no history, no memory and no warm cache of the one before. Relay is fed by its
+real upstream (the scripted one, over HTTP and SSE) and keeps its log in a real Redis; the servers it is compared with get
+the same number of equally large events over a socket (rivals.py) and keep them in memory, which is in their favour.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import os
 import struct
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,121 +24,230 @@ import redis.asyncio
 
 from benchmarks import machine
 from benchmarks.load import FIRST, ROOT
+from benchmarks.upstream import PREFIX
 from relay.core.ids import RunKey
 from relay.store.keys import Keys
 from relay.store.options import RedisOptions
-from tests.support.upstream_client import UpstreamClient
 
-DATA_BYTES = 200
-"""Size of an event's `data` at the upstream; what viewers get is larger (envelope, native names) and measured."""
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What all contestants share."""
+
+    directory: Path
+    redis_url: str
+    redis_pid: int
+    pin: bool
+
+
+@dataclass(slots=True)
+class Stand:
+    """A contestant that is up, with its runs and no events."""
+
+    port: int
+    pids: list[int]
+    """Whose CPU time and memory count."""
+    publisher: str
+    """Where the load client publishes, as its `--pub`."""
+    live: str
+    """The path of a run for a viewer that takes part from now on; %d stands for the run's number."""
+    write: Callable[[int, int, int], Awaitable[None]] | None = None
+    """`await write(run, count, size)`: a history, as fast as it is taken."""
+    history: str | None = None
+    """The path for a viewer that begins at the first event, where there is such a thing."""
+    websocket: str | None = None
+    grown: int = 0
+    """Bytes the contestant adds to each payload: it gets so much smaller ones, and all viewers see equal events."""
 
 
 class Contestant(Protocol):
     name: str
     label: str
 
-    @property
-    def pid(self) -> int:
-        """The process whose CPU time counts."""
-
-    @property
-    def port(self) -> int: ...
-
-    def path(self, tag: str) -> str:
-        """Where viewers find the runs of this tag, from their first event; %d stands for the run's number."""
-
-    async def prepare(self, tag: str, runs: int) -> None:
-        """The runs exist and have no events yet."""
-
-    async def play(self, tag: str, runs: int, *, count: int, rate: float | None, burst: int = 1) -> None:
-        """Write `count` events to each run, `rate` a second on each (None: as fast as it goes). Waits for the last."""
+    def up(self, runs: int) -> AbstractAsyncContextManager[Stand]: ...
 
 
-# --- relay -----------------------------------------------------------------------------------------------------------
-class Relay:
-    """`relay serve` with the product's defaults, its upstream and its Redis."""
+def payload(number: int, size: int) -> bytes:
+    """The event of this number, as the load client writes it: stamped now, `size` bytes."""
+    head = b'{"t":%d,"s":%d,"p":"' % (time.monotonic_ns(), FIRST + number)
+    return head + b"x" * max(0, size - len(head) - 2) + b'"}'
 
-    name = "relay"
-    label = "relay (upstream SSE → Redis → viewers)"
 
-    def __init__(self, process: asyncio.subprocess.Process, port: int, up: UpstreamClient, redis_url: str) -> None:
-        self._process = process
-        self.port = port
-        self.up = up
-        self.redis_url = redis_url
-        self.redis = redis.asyncio.Redis.from_url(redis_url)
-        self._keys = Keys(RedisOptions().prefix, RedisOptions().partitions)
+async def started(command: Sequence[Any], place: Place, name: str, **how: Any) -> asyncio.subprocess.Process:
+    """A process of the measured side, on its core; what it says is in <name>.log."""
+    with machine.core(machine.SERVER_CORE, place.pin), (place.directory / f"{name}.log").open("ab") as log:
+        words = [str(word) for word in command]
+        return await asyncio.create_subprocess_exec(*words, **{"stdout": log, "stderr": log, "cwd": ROOT, **how})
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
-    def path(self, tag: str) -> str:
-        return f"/v1/runs/{tag}-%d/events"
+# --- the binary feed -------------------------------------------------------------------------------------------------
+class Writer:
+    """Writes `[u32 run][u32 size][payload]…` to whoever takes that, relay's upstream among them."""
 
-    def run_ids(self, tag: str, runs: int) -> list[str]:
-        return [f"{tag}-{number}" for number in range(runs)]
+    def __init__(self, port: int) -> None:
+        self._port = port
 
-    def log_key(self, run_id: str) -> str:
-        return self._keys.log(RunKey("main", run_id))
+    async def __call__(self, run: int, count: int, size: int) -> None:
+        """A history of one run, as fast as it is taken."""
+        await self.play([run], count, size, burst=100)
 
-    async def prepare(self, tag: str, runs: int) -> None:
-        await self.up.synth(self.run_ids(tag, runs), rate=None, count=0, end=False, wait=True)
+    async def play(
+        self, runs: Sequence[int], count: int, size: int, *, rate: float | None = None, burst: int = 1, first: int = 0
+    ) -> None:
+        """Events `first` to `first + count` on each run, `burst` at a time, `rate` a second (None: as fast as it goes)."""
+        _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        rounds = -(-count // burst)
+        units = rounds * len(runs)
+        per_s = None if rate is None else rate * len(runs) / burst
+        began, done = time.monotonic(), 0
+        while done < units:
+            due = units if per_s is None else min(units, int((time.monotonic() - began) * per_s) + 1)
+            stop = min(due, done + 64)
+            for unit in range(done, stop):
+                start = first + burst * (unit // len(runs))
+                writer.write(_burst(runs[unit % len(runs)], range(start, min(start + burst, first + count)), size))
+            await writer.drain()
+            done = stop
+            idle = 0.0 if per_s is None or done < due else began + done / per_s - time.monotonic()
+            await asyncio.sleep(max(idle, 0.0005) if idle else 0)
+        writer.close()
+        await writer.wait_closed()
 
-    async def play(self, tag: str, runs: int, *, count: int, rate: float | None, burst: int = 1) -> None:
-        ids = self.run_ids(tag, runs)
-        await self.up.synth(ids, rate=rate, count=count, burst=burst, size=DATA_BYTES, end=False, wait=True)
 
-    async def page(self, session: aiohttp.ClientSession, run_id: str) -> bytes:
-        """The first page of a run, as JSON; asking for it makes relay pump the run for a while."""
-        url = f"http://127.0.0.1:{self.port}/v1/runs/{run_id}/events?limit=1"
+def _burst(run: int, numbers: range, size: int) -> bytes:
+    events = [payload(number, size) for number in numbers]
+    return b"".join(struct.pack("<II", run, len(event)) + event for event in events)
+
+
+# --- behind the scripted upstream ------------------------------------------------------------------------------------
+@dataclass(slots=True)
+class Sourced(Stand):
+    """Up behind the scripted upstream, with its logs in Redis."""
+
+    upstream: str = ""
+    redis: Any = None
+    writer: Writer = field(default_factory=lambda: Writer(0))
+    key: Callable[[str], str] = str
+    """Run id -> its stream in Redis."""
+
+    def keys(self, runs: int) -> list[str]:
+        return [self.key(f"{PREFIX}{run}") for run in range(runs)]
+
+    async def durable(self, keys: Sequence[str], events: int, every_s: float = 0.05) -> float:
+        """Wait until these logs hold so many events in all; the monotonic time at which they did."""
+        return await machine.until(lambda: self._hold(keys, events), 120, f"{events} events are durable", every_s)
+
+    async def _hold(self, keys: Sequence[str], events: int) -> bool:
+        pipe = self.redis.pipeline(transaction=False)
+        for key in keys:
+            pipe.xlen(key)
+        return sum(await pipe.execute()) >= events
+
+    async def pumped(self, runs: int) -> None:
+        """Make relay pump these runs although nobody watches them, and wait until it has nothing more to do."""
+        gate = asyncio.Semaphore(250)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        async with aiohttp.ClientSession(connector=connector) as session:
+
+            async def ask(run: int) -> None:
+                async with gate:
+                    await self.page(session, run)
+
+            await asyncio.gather(*(ask(run) for run in range(runs)))
+        await machine.settled(self.pids)
+
+    async def page(self, session: aiohttp.ClientSession, run: int) -> bytes:
+        """Relay's first page of a run, as JSON; asking for it makes relay pump the run for a while."""
+        url = f"http://127.0.0.1:{self.port}/v1/runs/{PREFIX}{run}/events?limit=1"
         async with session.get(url, headers={"Accept": "application/json"}) as response:
             body = await response.read()
             if response.status != 200:
                 raise RuntimeError(f"relay answered {response.status}: {body[:300]!r}")
             return body
 
-    async def event_bytes(self) -> int:
-        """How large an event is on its way to a viewer, so that all contestants send as much."""
-        await self.prepare("probe", 1)
-        await self.play("probe", 1, count=1, rate=None)
-        async with aiohttp.ClientSession() as session:
-            events = orjson.loads(await self.page(session, "probe-0"))["events"]
-        return len(orjson.dumps(events[0]))
-
-    async def durable(self, run_ids: Sequence[str]) -> int:
-        """How many events the logs of these runs hold."""
-        pipe = self.redis.pipeline(transaction=False)
-        for run_id in run_ids:
-            pipe.xlen(self.log_key(run_id))
-        return sum(await pipe.execute())
-
 
 @asynccontextmanager
-async def relay(redis_url: str, directory: Path, *, pin: bool) -> AsyncIterator[Relay]:
-    port, admin = machine.free_port(), machine.free_port()
-    with machine.core(machine.REST_CORE, pin):
-        upstream = UpstreamClient.spawn()
-        up = await upstream.__aenter__()
+async def sourced(place: Place, runs: int) -> AsyncIterator[Sourced]:
+    """An upstream with its runs and an empty Redis; who reads the one and writes to the other is still to come."""
+    client = redis.asyncio.Redis.from_url(place.redis_url)
+    await client.flushall()
+    process, url, feed = await _upstream(runs, place)
     try:
-        log = directory / "relay.log"
-        with machine.core(machine.SERVER_CORE, pin), log.open("ab") as file:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "relay", "serve", cwd=ROOT, stdout=file, stderr=file,
-                env=_environment(port, admin, up.url, redis_url),
-            )  # fmt: skip
-        contestant = Relay(process, port, up, redis_url)
-        try:
-            await _ready(process, admin, log)
-            yield contestant
-        finally:
-            await contestant.redis.aclose()
-            await _end(process)
+        writer = Writer(feed)
+        yield Sourced(
+            port=0, pids=[], publisher=f"bin:{feed}", live="", write=writer, upstream=url, redis=client, writer=writer
+        )
     finally:
-        await upstream.__aexit__(None, None, None)
+        await machine.end(process)
+        await client.aclose()
 
 
-def _environment(port: int, admin: int, upstream: str, redis_url: str) -> dict[str, str]:
+async def _upstream(runs: int, place: Place) -> tuple[asyncio.subprocess.Process, str, int]:
+    """The process, its URL and the port of its feed."""
+    command = [sys.executable, "-m", "benchmarks.upstream", "--runs", str(runs)]
+    with machine.core(machine.REST_CORE, place.pin):
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    said = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().split()
+    if len(said) != 2:
+        raise RuntimeError(f"the upstream did not start: {said}")
+    return process, said[0], int(said[1])
+
+
+# --- relay -----------------------------------------------------------------------------------------------------------
+class Relay:
+    """`relay serve` with the product's defaults."""
+
+    name = "relay"
+    label = "relay: upstream over HTTP and SSE → Redis → viewers"
+
+    def __init__(self, place: Place, settings: Mapping[str, str] | None = None, *, grown: int = 0) -> None:
+        """`settings`: RELAY_ variables besides the few that a benchmark needs. `grown`: see Stand."""
+        self._place = place
+        self._settings = dict(settings or {})
+        self._grown = grown
+
+    def with_settings(self, **settings: str) -> Relay:
+        return Relay(self._place, {**self._settings, **settings}, grown=self._grown)
+
+    @asynccontextmanager
+    async def up(self, runs: int) -> AsyncIterator[Sourced]:
+        async with sourced(self._place, runs) as stand, self._serving(stand.upstream) as (process, port):
+            stand.port, stand.pids, stand.grown = port, [process.pid], self._grown
+            stand.live = stand.history = stand.websocket = f"/v1/runs/{PREFIX}%d/events"
+            stand.key = _log_key
+            yield stand
+
+    @asynccontextmanager
+    async def _serving(self, upstream: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+        port, admin = machine.free_port(), machine.free_port()
+        process = await started(
+            [sys.executable, "-m", "relay", "serve"],
+            self._place,
+            "relay",
+            env=_environment(port, admin, upstream, self._place.redis_url, self._settings),
+        )
+        try:
+            await _ready(process, admin, self._place.directory / "relay.log")
+            yield process, port
+        finally:
+            # Nobody is left to be told goodbye, and the next measurement starts with an empty Redis.
+            await machine.end(process)
+
+    async def growth(self) -> int:
+        """How many bytes an event gains on its way to a viewer."""
+        async with self.up(1) as stand, aiohttp.ClientSession() as session:
+            await stand.writer(0, 1, 200)
+            events = orjson.loads(await stand.page(session, 0))["events"]
+            return len(orjson.dumps(events[0])) - 200
+
+
+def _log_key(run_id: str) -> str:
+    options = RedisOptions()
+    return Keys(options.prefix, options.partitions).log(RunKey("main", run_id))
+
+
+def _environment(port: int, admin: int, upstream: str, redis_url: str, more: Mapping[str, str]) -> dict[str, str]:
     # Whatever RELAY_ variables this shell has, they are not what is measured.
     bare = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
     return {
@@ -147,6 +257,7 @@ def _environment(port: int, admin: int, upstream: str, redis_url: str) -> dict[s
         "RELAY_REDIS__URL": redis_url,
         "RELAY_UPSTREAMS": orjson.dumps([{"name": "main", "provider": "arkloop", "base_url": upstream}]).decode(),
         "RELAY_LOG__LEVEL": "warning",
+        **more,
     }
 
 
@@ -162,105 +273,4 @@ async def _ready(process: asyncio.subprocess.Process, admin: int, log: Path) -> 
             except aiohttp.ClientError:
                 return False
 
-        await machine.until(ready, 20, "relay is ready", every_s=0.1)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), 10)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-
-
-# --- servers fed over a socket ---------------------------------------------------------------------------------------
-class Fed:
-    """A server that takes `[u32 run][u32 size][event]…` on one port and serves /sse/<run> on another."""
-
-    def __init__(self, name: str, label: str, command: Sequence[str | Path], event_bytes: int, *, pin: bool) -> None:
-        """`command` gets the two ports where it says HTTP and FEED."""
-        self.name = name
-        self.label = label
-        self.port = 0
-        self._command = command
-        self._event_bytes = event_bytes
-        self._pin = pin
-        self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def path(self, tag: str) -> str:
-        return "/sse/%d?from=0"
-
-    async def prepare(self, tag: str, runs: int) -> None:
-        """A new process each time: its history is in its memory."""
-        await self.close()
-        self.port, feed = machine.free_port(), machine.free_port()
-        words = [{"HTTP": str(self.port), "FEED": str(feed)}.get(str(word), str(word)) for word in self._command]
-        with machine.core(machine.SERVER_CORE, self._pin):
-            self._process = await asyncio.create_subprocess_exec(*words, cwd=ROOT)
-        await machine.listening(self.port)
-        _, self._writer = await asyncio.open_connection("127.0.0.1", feed)
-
-    async def play(self, tag: str, runs: int, *, count: int, rate: float | None, burst: int = 1) -> None:
-        assert self._writer is not None
-        total, began, done = runs * count, time.monotonic(), 0
-        while done < total:
-            due = total if rate is None else min(total, int((time.monotonic() - began) * rate * runs) + 1)
-            stop = min(due, done + 64)
-            self._writer.writelines([self._message(at % runs, FIRST + at // runs) for at in range(done, stop)])
-            await self._writer.drain()
-            done = stop
-            idle = 0.0 if rate is None or done < due else began + done / (rate * runs) - time.monotonic()
-            await asyncio.sleep(max(idle, 0.0005) if idle else 0)
-
-    def _message(self, run: int, number: int) -> bytes:
-        head = b'{"t":%d,"s":%d,"p":"' % (time.monotonic_ns(), number)
-        event = head + b"x" * (self._event_bytes - len(head) - 2) + b'"}'
-        return struct.pack("<II", run, len(event)) + event
-
-    async def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        if self._process is not None:
-            await _end(self._process)
-            self._process = None
-
-
-def peers(cfan: Path | None, event_bytes: int, *, pin: bool) -> list[Fed]:
-    """Everybody relay is compared with on this machine."""
-    found = []
-    if cfan is not None:
-        for mode, what in (("each", "one send per event"), ("batch", "one send per read")):
-            command = [cfan, "HTTP", "FEED", mode]
-            found.append(Fed(f"c-{mode}", f"C, epoll, {what}, memory only", command, event_bytes, pin=pin))
-    queue = [sys.executable, "-m", "benchmarks.peers.aiohttp_queue", "HTTP", "FEED"]
-    found.append(
-        Fed("aiohttp-queue", "aiohttp, a queue and a task per viewer, memory only", queue, event_bytes, pin=pin)
-    )
-    return found
-
-
-# --- a pump written by hand ------------------------------------------------------------------------------------------
-@asynccontextmanager
-async def redis_pump(relay: Relay, tag: str, runs: int, *, pin: bool) -> AsyncIterator[int]:
-    """`peers/redis_pump.py` on the same upstream and Redis; gives its pid once it follows every run."""
-    command: list[Any] = [sys.executable, "-m", "benchmarks.peers.redis_pump"]
-    command += [relay.up.url, relay.redis_url, f"{tag}-", str(runs)]
-    with machine.core(machine.SERVER_CORE, pin):
-        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        said = await asyncio.wait_for(process.stdout.readline(), 30)
-        if said != b"ready\n":
-            raise RuntimeError("the pump written by hand did not start")
-        yield process.pid
-    finally:
-        await _end(process)
+        await machine.until(ready, 20, "relay is ready", every_s=0.05)

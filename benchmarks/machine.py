@@ -8,9 +8,10 @@ import platform
 import re
 import resource
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,17 +21,20 @@ from typing import Any
 SERVER_CORE, REST_CORE = 0, 1
 """Whoever is measured has a core for itself; upstream, Redis, viewers and this process share the other one."""
 
-PACKAGES = ("aiohttp", "redis", "hiredis", "orjson", "msgspec", "uvloop")
+PACKAGES = ("aiohttp", "redis", "hiredis", "orjson", "msgspec", "uvloop", "aiohttp-sse", "fastapi", "sse-starlette")
+FILES = 16_384
+"""Open files that 10,000 viewers, or 5,000 runs with a viewer each, need in one process."""
 
 
 def require() -> None:
     """Stop, in one line, where nothing could be measured."""
     if not Path("/proc/self/schedstat").exists():
         sys.exit("benchmarks: Linux with /proc/*/schedstat is needed to measure CPU time per process")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < 8192:
-        sys.exit(f"benchmarks: at most {hard} open files are allowed here, 8192 are needed (ulimit -n)")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 8192), hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < FILES:
+        sys.exit(f"benchmarks: at most {hard} open files are allowed here, {FILES} are needed (ulimit -n)")
+    most = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def pinned() -> bool:
@@ -50,28 +54,65 @@ def core(number: int, allowed: bool) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def cpu_s(pid: int) -> float:
-    """CPU time of a process so far, all its threads, user and system."""
-    total = 0
+# --- processes -------------------------------------------------------------------------------------------------------
+def family(pid: int) -> list[int]:
+    """A process and all below it: an nginx does its work in a child."""
+    pids = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
-        try:
-            total += int((task / "schedstat").read_bytes().split()[0])
-        except FileNotFoundError:  # a thread that has just ended
-            continue
+        for child in (task / "children").read_text().split():
+            pids += family(int(child))
+    return pids
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """CPU time of processes so far, all their threads, user and system."""
+    total = 0
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            try:
+                total += int((task / "schedstat").read_bytes().split()[0])
+            except (FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+                continue
     return total / 1e9
 
 
-def open_files(pid: int) -> int:
-    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+def rss_kb(pids: Iterable[int]) -> int:
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
+async def settled(pids: list[int], within_s: float = 30.0) -> None:
+    """Wait until processes have nothing more to do than their background work. Raises TimeoutError."""
+    deadline = time.monotonic() + within_s
+    await asyncio.sleep(0.2)
+    while True:
+        before = cpu_s(pids)
+        await asyncio.sleep(0.4)
+        if cpu_s(pids) - before < 0.08:
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError("the server does not come to rest with nothing to do")
+
+
+async def end(process: asyncio.subprocess.Process, *, politely: bool = False) -> None:
+    """`politely` is for who has children of his own to end."""
+    if process.returncode is None:
+        process.terminate() if politely else process.kill()
+        try:
+            await asyncio.wait_for(process.wait(), 10)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+# --- ports and waiting -----------------------------------------------------------------------------------------------
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
-async def listening(port: int, within_s: float = 10.0) -> None:
+async def listening(port: int, within_s: float = 20.0) -> None:
     async with asyncio.timeout(within_s):
         while True:
             try:
@@ -97,10 +138,12 @@ async def until(fact: Any, within_s: float, what: str, every_s: float = 0.02) ->
         await asyncio.sleep(every_s)
 
 
+# --- what a reader must know -----------------------------------------------------------------------------------------
 def facts(redis: str, client: str, *, pin: bool) -> dict[str, Any]:
     """What a reader must know to judge the numbers; nothing that names the machine or its paths."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _commit(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "pinned": pin,
@@ -111,6 +154,21 @@ def facts(redis: str, client: str, *, pin: bool) -> dict[str, Any]:
         "load_client": client,
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def _commit() -> str:
+    """The commit that is measured, with "+" if files that count differ from it."""
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return said.stdout.strip()
 
 
 def _cpu_model() -> str:

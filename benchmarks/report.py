@@ -2,72 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.workloads import METRIC, Row
+from benchmarks import goals
+from benchmarks.measure import Row
+from benchmarks.workloads import WORKLOADS
 
 BEGIN, END = "<!-- results: begin (written by python -m benchmarks) -->", "<!-- results: end -->"
 
-_COLUMNS: dict[str, list[tuple[str, str, str]]] = {
-    "fanout": [
-        ("deliveries_per_cpu_s", "deliveries per CPU-s", ",.0f"),
-        ("delivered_per_s", "delivered/s", ",.0f"),
-        ("cpu_pct", "CPU %", ".0f"),
-        ("p50_ms", "p50 ms", ".1f"),
-        ("p99_ms", "p99 ms", ".1f"),
-        ("p999_ms", "p99.9 ms", ".1f"),
-    ],
-    "joiners": [
-        ("events_per_s", "events/s", ",.0f"),
-        ("all_caught_up_s", "all caught up, s", ".2f"),
-        ("deliveries_per_cpu_s", "deliveries per CPU-s", ",.0f"),
-        ("mbytes_per_s", "MB/s", ",.0f"),
-        ("client_cpu_pct", "client CPU %", ".0f"),
-    ],
-    "ingest": [
-        ("flood_events_per_s", "durable events/s, flood", ",.0f"),
-        ("flood_cpu_us_per_event", "CPU µs/event, flood", ".1f"),
-        ("paced_events_per_s", "events/s, paced", ",.0f"),
-        ("paced_cpu_us_per_event", "CPU µs/event, paced", ".1f"),
-        ("flood_redis_us_per_event", "Redis µs/event, flood", ".1f"),
-        ("paced_redis_us_per_event", "Redis µs/event, paced", ".1f"),
-    ],
+COLUMNS: dict[str, tuple[str, str]] = {
+    "deliveries_per_cpu_s": ("deliveries per CPU-s", ",.0f"),
+    "delivered_per_s": ("delivered/s", ",.0f"),
+    "cpu_pct": ("CPU %", ".0f"),
+    "p50_ms": ("p50 ms", ".1f"),
+    "p99_ms": ("p99 ms", ".1f"),
+    "p999_ms": ("p99.9 ms", ".1f"),
+    "redis_us_per_event": ("Redis µs/event", ".0f"),
+    "client_cpu_pct": ("client CPU %", ".0f"),
+    "all_caught_up_s": ("all caught up, s", ".2f"),
+    "mbytes_per_s": ("MB/s", ",.0f"),
+    "live_p99_ms": ("live viewers' p99 ms", ".1f"),
+    "kb_per_viewer": ("KB per viewer", ",.1f"),
+    "rss_mb": ("RSS MB", ",.0f"),
+    "rss_grown_mb": ("RSS grown MB", ",.1f"),
+    "viewers": ("viewers", ",.0f"),
+    "accepts_per_s": ("accepts/s", ",.0f"),
+    "us_per_accept": ("CPU µs/accept", ",.0f"),
+    "us_per_delivery": ("CPU µs/delivery", ",.2f"),
+    "flood_events_per_cpu_s": ("events per CPU-s, flood", ",.0f"),
+    "flood_events_per_s": ("events/s, flood", ",.0f"),
+    "flood_cpu_us_per_event": ("CPU µs/event, flood", ".1f"),
+    "flood_redis_us_per_event": ("Redis µs/event, flood", ".1f"),
+    "paced_events_per_s": ("events/s, paced", ",.0f"),
+    "paced_cpu_us_per_event": ("CPU µs/event, paced", ".1f"),
+    "paced_redis_us_per_event": ("Redis µs/event, paced", ".1f"),
 }
-_COLUMNS["many"] = _COLUMNS["fanout"]
+"""Number -> its heading and format."""
 
 
+# --- medians and ratios ----------------------------------------------------------------------------------------------
 def summary(workload: str, rounds: Sequence[Sequence[Row]]) -> list[Row]:
     """One row per contestant: the median of each number, and the median of relay's ratio to it, round by round."""
-    metric = METRIC[workload][0]
+    metric = WORKLOADS[workload].metric
     rows = []
     for name in [row["contestant"] for row in rounds[0]]:
-        mine = [next(row for row in turn if row["contestant"] == name) for turn in rounds]
-        relays = [next(row for row in turn if row["contestant"] == "relay") for turn in rounds]
-        ratios = [ours[metric] / theirs[metric] for ours, theirs in zip(relays, mine, strict=True)]
-        numbers = {key: median(row[key] for row in mine) for key in mine[0] if key != "contestant"}
-        rows.append({"contestant": name, **numbers, "relay_ratio": median(ratios), "ratios": ratios})
+        mine = [row_of(turn, name) for turn in rounds]
+        numbers = {key: median(row[key] for row in mine) for key in mine[0] if isinstance(mine[0][key], int | float)}
+        faults = sorted({fault for row in mine for fault in row["faults"]})
+        each = ratios(rounds, metric, name)
+        rows.append({"contestant": name, **numbers, "relay_ratio": median(each), "ratios": each, "faults": faults})
     return rows
 
 
+def row_of(rows: Sequence[Row], name: str) -> Row:
+    return next(row for row in rows if row["contestant"] == name)
+
+
+def ratios(rounds: Sequence[Sequence[Row]], key: str, against: str) -> list[float]:
+    """Relay's number divided by the other's, round by round."""
+    pairs = [(row_of(turn, "relay")[key], row_of(turn, against)[key]) for turn in rounds]
+    return [ours / theirs if theirs else 0.0 for ours, theirs in pairs]
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
 def table(workload: str, rows: Sequence[Row]) -> str:
     """Markdown, aligned so that it reads well on a terminal too."""
-    heads = ["", *(title for _, title, _ in _COLUMNS[workload]), "relay ÷ this (each round)"]
-    lines = [heads, *(_cells(workload, row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    known = WORKLOADS[workload]
+    keys = [key for key in (known.metric, *known.columns) if any(key in row for row in rows)]
+    heads = ["", *(COLUMNS[key][0] for key in keys), "relay ÷ this (each round)"]
+    return aligned([heads, *(_cells(keys, row) for row in rows)])
+
+
+def _cells(keys: Sequence[str], row: Row) -> list[str]:
+    ratio = "" if row["contestant"] == "relay" else f"{row['relay_ratio']:.2f} ({_each(row['ratios'])})"
+    numbers = [format(row[key], COLUMNS[key][1]) if key in row else "" for key in keys]
+    return [row["contestant"] + (" *" if row["faults"] else ""), *numbers, ratio]
+
+
+def _each(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """The first line is the head, the first column is text."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     marks = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(_line(line, widths) for line in (lines[0], marks, *lines[1:]))
-
-
-def _cells(workload: str, row: Row) -> list[str]:
-    ratio = "" if row["contestant"] == "relay" else f"{row['relay_ratio']:.2f} ({_each(row['ratios'])})"
-    return [row["contestant"], *(format(row[key], form) for key, _, form in _COLUMNS[workload]), ratio]
-
-
-def _each(ratios: Sequence[float]) -> str:
-    return ", ".join(f"{ratio:.2f}" for ratio in ratios)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -75,26 +98,86 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return f"| {' | '.join([first, *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))])} |"
 
 
-def told(facts: dict[str, Any]) -> str:
+def fell_short(rows: Sequence[Row]) -> list[str]:
+    """Of peers only: relay is whole or there is no result."""
+    return [
+        f"\\* {row['contestant']}: not everything arrived ({', '.join(row['faults'])}), "
+        f"{100 * row.get('delivered_share', 1):.0f} % did."
+        for row in rows
+        if row["faults"]
+    ]
+
+
+def told(facts: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
     pinned = "server on core 0, everything else on core 1" if facts["pinned"] else "NOT pinned: one core only"
     return (
-        f"{facts['date']} · {facts['cpu']}, {facts['cores']} cores ({pinned}), load {facts['load_before']} before the "
-        f"start · {facts['system']} · Python {facts['python']} · {facts['redis']} · {packages} · "
-        f"viewers: {facts['load_client']}"
+        f"{facts['date']} · {facts['commit']} · {facts['cpu']}, {facts['cores']} cores ({pinned}), load "
+        f"{facts['load_before']} before the start · {facts['system']} · Python {facts['python']} · {facts['redis']} · "
+        f"{packages} · viewers: {facts['load_client']}"
     )
 
 
-def into_docs(results: dict[str, Any], path: Path, plots: Sequence[str]) -> None:
+# --- the document ----------------------------------------------------------------------------------------------------
+def ahead(workloads: Mapping[str, Any]) -> list[str]:
+    """Whoever does better than relay in the number a workload's ratios are about."""
+    lines = []
+    for name, workload in workloads.items():
+        known = WORKLOADS[name]
+        better = [
+            f"{row['contestant']} (relay has {row['relay_ratio']:.2f} of its {COLUMNS[known.metric][0]})"
+            for row in workload["summary"]
+            if row["contestant"] not in ("relay", "relay, no stall")
+            and (row["relay_ratio"] > 1 if known.less_is_better else row["relay_ratio"] < 1)
+        ]
+        if better:
+            lines.append(f"- {name}: {', '.join(better)}")
+    return lines
+
+
+def document(results: Mapping[str, Any], plots: Sequence[str]) -> str:
+    """What stands between the markers. The same results give the same text."""
+    workloads = {name: results["workloads"][name] for name in WORKLOADS if name in results["workloads"]}
+    parts = [
+        "### The bar",
+        "",
+        aligned([["medians over the rounds", "goal", "measured", "met"], *goals.lines(workloads)]),
+        "",
+        "### Who is ahead of relay",
+        "",
+    ]
+    parts += ahead(workloads) or ["Nobody, in any workload."]
+    for name, workload in workloads.items():
+        parts += ["", f"### {name}: {WORKLOADS[name].title}", "", workload["what"], ""]
+        parts += [table(name, workload["summary"]), "", *fell_short(workload["summary"])]
+        parts += [f"{len(workload['rounds'])} rounds · {told(workload['facts'])}"]
+    for name, curve in results.get("curves", {}).items():
+        parts += ["", f"### Cost against {name}", "", curve["what"], "", _curve_table(curve), "", told(curve["facts"])]
+    parts += ["", "### Pictures", "", *(f"![{Path(plot).stem}]({plot})\n" for plot in plots)] if plots else [""]
+    return "\n".join(parts)
+
+
+def _curve_table(curve: Mapping[str, Any]) -> str:
+    heads = [curve["axis"]]
+    names = list(dict.fromkeys(row["contestant"] for point in curve["points"] for row in point["rows"]))
+    heads += [f"{name}: {unit}" for name in names for unit in ("CPU µs/delivery", "RSS MB", "p99 ms")]
+    lines = [heads]
+    for point in curve["points"]:
+        line = [f"{point['at']:,}"]
+        for name in names:
+            row: Row = next((row for row in point["rows"] if row["contestant"] == name), {})
+            line += [
+                format(row[key], COLUMNS[key][1]) if row else "" for key in ("us_per_delivery", "rss_mb", "p99_ms")
+            ]
+        lines.append(line)
+    return aligned(lines)
+
+
+def into_docs(results: Mapping[str, Any], path: Path, plots: Sequence[str]) -> None:
     """Replace what stands between the markers; the words around them are written by hand."""
-    parts = [told(results["facts"]), ""]
-    parts += [f"Events as viewers get them: {results['event_bytes']} bytes of JSON. Rounds: {results['rounds']}.", ""]
-    for name, workload in results["workloads"].items():
-        parts += [f"### {name}", "", workload["what"], "", table(name, workload["summary"]), ""]
-    parts += [f"![{Path(plot).stem}]({plot})\n" for plot in plots]
     text = path.read_text("utf-8")
     before, found, rest = text.partition(BEGIN)
     _, closed, after = rest.partition(END)
     if not found or not closed:
         raise ValueError(f"{path.name} has lost its markers: {BEGIN} … {END}")
-    path.write_text(before + BEGIN + "\n" + "\n".join(parts) + END + after, "utf-8")
+    path.write_text(before + BEGIN + "\n" + document(results, plots) + END + after, "utf-8")

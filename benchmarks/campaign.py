@@ -1,0 +1,116 @@
+"""A campaign: workloads round by round, everybody's turn within a round, one line of progress per turn."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import curves, machine, report, rivals
+from benchmarks.contest import Contestant, Place, Relay
+from benchmarks.load import Load
+from benchmarks.measure import Arena, Row, Shape
+from benchmarks.profile import Profile
+from benchmarks.workloads import WORKLOADS, Turn, Workload
+from relay.store.embedded import EmbeddedServer
+
+EVENT_BYTES = 216
+"""JSON of an event as viewers get it, about 230 bytes with its SSE framing. Relay's are made as large as all others'."""
+_FIRST_PEERS = 1
+"""How many peers beside relay the short form takes: it asks whether all of it works, not how fast it is."""
+
+
+async def run(options: argparse.Namespace, load: Load, server: EmbeddedServer, directory: Path, *, pin: bool) -> Any:
+    """What was asked for, as a part of results/latest.json."""
+    place = Place(directory, server.url, server.pid, pin)
+    facts = machine.facts(server.describe, load.name, pin=pin)
+    print(report.told(facts))
+    field, absent = rivals.present(load, place)
+    for name, why in absent.items():
+        print(f"SKIPPED {name}: {why}")
+    field["relay"] = Relay(place, grown=await Relay(place).growth())
+    arena = Arena(load, place, EVENT_BYTES, _profile(options))
+    if options.peers:
+        field = {name: who for name, who in field.items() if name in ("relay", *options.peers)}
+    if options.curves:
+        return {"workloads": {}, "curves": await _curves(options, arena, field, facts)}
+    measured = {name: await _workload(name, options, arena, field) for name in options.only or WORKLOADS}
+    return {
+        "workloads": {name: {"facts": facts, "skipped": absent, **said} for name, said in measured.items()},
+        "curves": {},
+    }
+
+
+def merged(latest: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Each workload and each curve as it was measured last, in the order of the table."""
+    workloads = {**latest.get("workloads", {}), **new["workloads"]}
+    drawn = {**latest.get("curves", {}), **new["curves"]}
+    return {
+        "workloads": {name: workloads[name] for name in WORKLOADS if name in workloads},
+        "curves": {name: drawn[name] for name in curves.CURVES if name in drawn},
+    }
+
+
+def _profile(options: argparse.Namespace) -> Profile | None:
+    if not options.profile:
+        return None
+    return Profile(Path(__file__).parent / "results" / "profile.local.txt", native=options.profile == "native")
+
+
+# --- one workload ----------------------------------------------------------------------------------------------------
+async def _workload(
+    name: str, options: argparse.Namespace, arena: Arena, field: Mapping[str, Contestant]
+) -> dict[str, Any]:
+    workload = WORKLOADS[name]
+    shape = workload.shaped(short=options.short or not arena.load.fast)
+    turns = _turns(workload, options, field)
+    rounds = []
+    for number in range(1, options.rounds + 1):
+        # The other way round every second time: whoever is first on a warm or a busy machine is not always the same.
+        order = turns if number % 2 else turns[::-1]
+        rows = [await _turn(name, turn, arena, field, shape, f"{number}/{options.rounds}") for turn in order]
+        rounds.append(sorted(rows, key=lambda row: [turn.name for turn in turns].index(row["contestant"])))
+    told = {"what": workload.told(shape), "rounds": rounds, "summary": report.summary(name, rounds)}
+    if not options.profile and not options.short:
+        print(f"\n{name}: {told['what']}\n{report.table(name, told['summary'])}")
+        print("\n".join(["", *report.fell_short(told["summary"])]), flush=True)
+    return told
+
+
+def _turns(workload: Workload, options: argparse.Namespace, field: Mapping[str, Contestant]) -> list[Turn]:
+    here = [turn for turn in workload.turns if turn.who in field]
+    if options.profile:
+        return here[:1]
+    return here[: 1 + _FIRST_PEERS] if options.short else here
+
+
+async def _turn(name: str, turn: Turn, arena: Arena, field: Mapping[str, Contestant], shape: Shape, number: str) -> Row:
+    began = time.monotonic()
+    print(f"{name:8} {number}  {turn.name:15} ", end="", flush=True)
+    # Less for slow peers is less than the full form, not more than the short one.
+    changes = {key: value for key, value in turn.changes.items() if not _more(value, getattr(shape, key))}
+    row = await WORKLOADS[name].measure(arena, field[turn.who], replace(shape, **changes))
+    print(f"{_brief(name, row)}   ({time.monotonic() - began:.0f} s)", flush=True)
+    return {"contestant": turn.name, **row}
+
+
+def _more(value: Any, than: Any) -> bool:
+    numbers = isinstance(value, int | float) and isinstance(than, int | float)
+    return numbers and not isinstance(value, bool) and value > than
+
+
+def _brief(name: str, row: Row) -> str:
+    workload = WORKLOADS[name]
+    keys = [key for key in (workload.metric, *workload.columns) if key in row][:5]
+    told = ", ".join(f"{report.COLUMNS[key][0]} {format(row[key], report.COLUMNS[key][1])}" for key in keys)
+    return told + (f"  INCOMPLETE: {', '.join(row['faults'])}" if row["faults"] else "")
+
+
+# --- curves ----------------------------------------------------------------------------------------------------------
+async def _curves(
+    options: argparse.Namespace, arena: Arena, field: Mapping[str, Contestant], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {name: {"facts": facts, **await curves.draw(name, arena, field)} for name in options.curves}

@@ -1,0 +1,89 @@
+"""The scripted upstream with a binary feed: what arrives on a socket becomes events of its runs, at once.
+
+    python -m benchmarks.upstream --runs N        prints "URL FEED_PORT", then serves
+
+The feed is the one the other servers of the benchmark take: `[u32 run][u32 size][JSON object]…`, little-endian. The
+object becomes the `data` of a `message.delta` of run `run-<n>`, with one short `content_delta` behind its own fields, so
+that it is a token of a model's answer as Arkloop would write it (but for `event_id`, to keep events small).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import struct
+from datetime import UTC, datetime
+
+import uvloop
+
+from relay.demo import wire
+from relay.demo.ledger import Run
+from tests.support.upstream import ScriptedUpstream
+from tests.support.upstream_stream import Stream
+
+PREFIX = "run-"
+_HEAD = struct.Struct("<II")
+
+
+class Track:
+    """One run as the feed writes it."""
+
+    def __init__(self, run: Run, followers: list[Stream]) -> None:
+        self.run = run
+        self._followers = followers
+        self._after = b',"content_delta":"token "},"run_id":"%b","seq":%%d,"ts":"' % run.run_id.encode()
+
+    def write(self, data: bytes, ts: bytes) -> bool:
+        """Append one event and hand it to every follower at rest; True: some follower lags and must be woken."""
+        seq = len(self.run.seqs) + 1
+        head = b'id: %d\nevent: message.delta\ndata: {"data":' % seq
+        framed = b'%b%b%b%b","type":"message.delta"}\n\n' % (head, data[:-1], self._after % seq, ts)
+        self.run.seqs.append(seq)
+        self.run.frames.append(framed)
+        lagging = False
+        for follower in self._followers:
+            lagging |= not follower.take(seq, framed)
+        return lagging
+
+
+class Feed(asyncio.Protocol):
+    """One connection of a publisher."""
+
+    def __init__(self, tracks: list[Track]) -> None:
+        self._tracks = tracks
+        self._rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        data, at = self._rest + data, 0
+        ts = wire.timestamp(datetime.now(UTC)).encode()
+        lagging: set[int] = set()
+        while len(data) - at >= _HEAD.size:
+            number, size = _HEAD.unpack_from(data, at)
+            start = at + _HEAD.size
+            if len(data) - start < size:
+                break
+            at = start + size
+            if self._tracks[number].write(data[start:at], ts):
+                lagging.add(number)
+        self._rest = data[at:]
+        for number in lagging:
+            self._tracks[number].run.wake()
+
+
+async def main(runs: int) -> None:
+    up = ScriptedUpstream()
+    await up.start()
+    ids = [up.add_run(run_id=f"{PREFIX}{number}") for number in range(runs)]
+    tracks = [Track(up.run(run_id), up.traffic.followers(run_id)) for run_id in ids]
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    server = await loop.create_server(lambda: Feed(tracks), "127.0.0.1", 0)
+    print(f"{up.url} {server.sockets[0].getsockname()[1]}", flush=True)  # who started us waits for this line
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    await stop.wait()
+
+
+if __name__ == "__main__":
+    parse = argparse.ArgumentParser(prog="python -m benchmarks.upstream")
+    parse.add_argument("--runs", type=int, default=1)
+    uvloop.run(main(parse.parse_args().runs))
