@@ -59,7 +59,7 @@ rolling: $(VENV)/.ready  ## a rolling restart under a thousand viewers: nothing 
 own-seq: $(VENV)/.ready  ## 12,000 seeded lives of runs without seq, under cuts, crashes and losses (SEED)
 	RELAY_TEST_OWN_SEQ=12000 RELAY_TEST_SEED=$(SEED) $(BIN)/python -m pytest tests/ingest/test_own_seq_campaign.py $(ARGS)
 
-bench: $(VENV)/.ready  ## throughput and latency against peers, as ratios of one run (minutes)
+bench: $(VENV)/.ready  ## throughput, latency and cost against peers, as ratios of one run (25 minutes; ARGS: docs/benchmarks.md)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m benchmarks $(ARGS)
 

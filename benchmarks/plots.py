@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import PLOTS
 from benchmarks.workloads import WORKLOADS
 
 try:
@@ -36,16 +37,16 @@ def draw(results: Mapping[str, Any], folder: Path) -> list[str]:
     """Writes SVG files; their names. Without matplotlib, said aloud, those that are there already."""
     if matplotlib is None:
         print("\nNO NEW PLOTS: matplotlib is not installed (pip install 'run-relay[bench]')")
-        return sorted(path.name for path in folder.glob("benchmarks-*.svg"))
+        return [name for name in PLOTS if (folder / name).exists()]
     # The same results give the same bytes: no random ids, no date.
     matplotlib.rcParams.update({"svg.hashsalt": "relay", "svg.fonttype": "none", "font.size": 10})
     workloads = results["workloads"]
-    drawn = [_ratios(workloads, folder / "benchmarks-ratios.svg")] if workloads else []
+    drawn = [_ratios(workloads, folder / PLOTS[0])] if workloads else []
     known = [name for name in _LATENCY_OF if name in workloads]
     if known:
-        drawn.append(_latency(workloads, known, folder / "benchmarks-latency.svg"))
+        drawn.append(_latency(workloads, known, folder / PLOTS[1]))
     if results.get("curves"):
-        drawn.append(_curves(results["curves"], folder / "benchmarks-curves.svg"))
+        drawn.append(_curves(results["curves"], folder / PLOTS[2]))
     return drawn
 
 

@@ -13,6 +13,9 @@ from benchmarks.workloads import WORKLOADS
 
 BEGIN, END = "<!-- results: begin (written by python -m benchmarks) -->", "<!-- results: end -->"
 
+PLOTS = ("benchmarks-ratios.svg", "benchmarks-latency.svg", "benchmarks-curves.svg")
+"""The pictures, in the order they are shown; those that there are results for."""
+
 COLUMNS: dict[str, tuple[str, str]] = {
     "deliveries_per_cpu_s": ("deliveries per CPU-s", ",.0f"),
     "delivered_per_s": ("delivered/s", ",.0f"),
@@ -138,6 +141,8 @@ def ahead(workloads: Mapping[str, Any]) -> list[str]:
 def document(results: Mapping[str, Any], plots: Sequence[str]) -> str:
     """What stands between the markers. The same results give the same text."""
     workloads = {name: results["workloads"][name] for name in WORKLOADS if name in results["workloads"]}
+    if not workloads:
+        return "Nothing has been measured in this form yet: `make bench` writes it here.\n"
     parts = [
         "### The bar",
         "",
