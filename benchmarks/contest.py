@@ -238,6 +238,8 @@ class Relay:
         """How many bytes an event gains on its way to a viewer."""
         async with self.up(1) as stand, aiohttp.ClientSession() as session:
             await stand.writer(0, 1, 200)
+            await stand.page(session, 0)
+            await stand.durable(stand.keys(1), 1)
             events = orjson.loads(await stand.page(session, 0))["events"]
             return len(orjson.dumps(events[0])) - 200
 
