@@ -73,7 +73,8 @@ async def _workload(
     for number in range(1, options.rounds + 1):
         # The other way round every second time: whoever is first on a warm or a busy machine is not always the same.
         order = turns if number % 2 else turns[::-1]
-        rows = [await _turn(name, turn, arena, field, shape, f"{number}/{options.rounds}") for turn in order]
+        taken = [await _turn(name, turn, arena, field, shape, f"{number}/{options.rounds}") for turn in order]
+        rows = [row for row in taken if row is not None]
         rounds.append(sorted(rows, key=lambda row: [turn.name for turn in turns].index(row["contestant"])))
     told = {"what": workload.told(shape), "rounds": rounds, "summary": report.summary(name, rounds)}
     if not options.profile and not options.short:
@@ -94,7 +95,13 @@ async def _turn(name: str, turn: Turn, arena: Arena, field: Mapping[str, Contest
     print(f"{name:8} {number}  {turn.name:15} ", end="", flush=True)
     # Less for slow peers is less than the full form, not more than the short one.
     changes = {key: value for key, value in turn.changes.items() if not _more(value, getattr(shape, key))}
-    row = await WORKLOADS[name].measure(arena, field[turn.who], replace(shape, **changes))
+    try:
+        row = await WORKLOADS[name].measure(arena, field[turn.who], replace(shape, **changes))
+    except (TimeoutError, RuntimeError, OSError) as error:
+        if turn.who == "relay":
+            raise
+        print(f"FAILED, left out of this round: {error!r}", flush=True)
+        return None
     print(f"{_brief(name, row)}   ({time.monotonic() - began:.0f} s)", flush=True)
     return {"contestant": turn.name, **row}
 

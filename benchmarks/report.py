@@ -51,8 +51,8 @@ def summary(workload: str, rounds: Sequence[Sequence[Row]]) -> list[Row]:
     """One row per contestant: the median of each number, and the median of relay's ratio to it, round by round."""
     metric = WORKLOADS[workload].metric
     rows = []
-    for name in [row["contestant"] for row in rounds[0]]:
-        mine = [row_of(turn, name) for turn in rounds]
+    for name in dict.fromkeys(row["contestant"] for turn in rounds for row in turn):
+        mine = [row for turn in rounds for row in turn if row["contestant"] == name]
         numbers = {key: median(row[key] for row in mine) for key in mine[0] if isinstance(mine[0][key], int | float)}
         faults = sorted({fault for row in mine for fault in row["faults"]})
         each = ratios(rounds, metric, name)
@@ -60,14 +60,14 @@ def summary(workload: str, rounds: Sequence[Sequence[Row]]) -> list[Row]:
     return rows
 
 
-def row_of(rows: Sequence[Row], name: str) -> Row:
-    return next(row for row in rows if row["contestant"] == name)
-
-
 def ratios(rounds: Sequence[Sequence[Row]], key: str, against: str) -> list[float]:
-    """Relay's number divided by the other's, round by round."""
-    pairs = [(row_of(turn, "relay")[key], row_of(turn, against)[key]) for turn in rounds]
-    return [ours / theirs if theirs else 0.0 for ours, theirs in pairs]
+    """Relay's number divided by the other's, for each round the other was measured in."""
+    found = []
+    for turn in rounds:
+        rows = {row["contestant"]: row for row in turn}
+        if against in rows:
+            found.append(rows["relay"][key] / rows[against][key] if rows[against][key] else 0.0)
+    return found
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

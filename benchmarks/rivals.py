@@ -112,18 +112,26 @@ class _Posts:
 
     async def __call__(self, run: int, count: int, size: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        head = b"POST /pub/%d HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
-        answered = 0
+        answers = asyncio.create_task(_answers(reader, count))
         for number in range(count):
             body = payload(number, size)
-            writer.write(head % (run, len(body)) + body)
+            writer.write(b"POST /pub/%d HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (run, len(body), body))
             if number % 50 == 49:
                 await writer.drain()
-        while answered < count:
-            read = await asyncio.wait_for(reader.read(1 << 16), 10)
-            answered += read.count(b"HTTP/1.1 ")
+        await asyncio.wait_for(answers, 30)
         writer.close()
         await writer.wait_closed()
+
+
+async def _answers(reader: asyncio.StreamReader, count: int) -> None:
+    """Read while we write, or both sides wait for each other in the end."""
+    mark, tail = b"HTTP/1.1 ", b""
+    while count > 0:
+        read = tail + await reader.read(1 << 16)
+        if read == tail:
+            raise ConnectionError("nchan closed the publisher's connection")
+        count -= read.count(mark)
+        tail = read[-(len(mark) - 1) :]
 
 
 # --- FastAPI with Redis ----------------------------------------------------------------------------------------------

@@ -112,10 +112,17 @@ def turn(relay: float, other: float) -> list[dict[str, Any]]:
 
 def test_a_ratio_is_the_median_of_the_rounds_not_the_ratio_of_medians() -> None:
     rounds = [turn(10, 10), turn(90, 100), turn(50, 20)]
-    found = report.row_of(report.summary("W1", rounds), "c-each")
+    _, found = report.summary("W1", rounds)
     assert found["ratios"] == [1.0, 0.9, 2.5]
     assert found["relay_ratio"] == 1.0
     assert found["deliveries_per_cpu_s"] == 20
+
+
+def test_a_round_without_a_peer_counts_for_the_others() -> None:
+    rounds = [turn(10, 10), turn(90, 100)[:1], turn(50, 20)]
+    ours, theirs = report.summary("W1", rounds)
+    assert ours["deliveries_per_cpu_s"] == 50
+    assert theirs["ratios"] == [1.0, 2.5]
 
 
 def test_goals_say_met_missed_and_not_measured() -> None:
