@@ -31,7 +31,7 @@ from relay.core.sse import Message
 from relay.ingest.committer import Committer
 from relay.ingest.intake import Intake
 from relay.ingest.options import IngestOptions
-from relay.ingest.own_upstream import OwnUpstream
+from relay.ingest.own_upstream import Listed, OwnUpstream
 from relay.ingest.source import Body, Ending, now_text
 from relay.ingest.tenure import Tenure
 from relay.store.log import Append, Claim, Log
@@ -315,23 +315,28 @@ class OwnPump(Tenure):
     async def _reconcile(self, run: dict[str, Any], *, final: bool) -> bool:
         """Take what messages and steps tell; whether that is all there is (or all there will ever be)."""
         try:
-            messages: list[dict[str, Any]] | None = await self._upstream.messages(self._thread_id, self.key.run_id)
+            messages: Listed | None = await self._upstream.messages(self._thread_id, run)
             steps = await self._upstream.steps(self._thread_id, self.key.run_id)
         except Unsupported:
             messages, steps = None, None
         except RelayError as error:
+            telemetry.UPSTREAM_ODD.labels(self.key.upstream, error.code).inc()
             self._say.info("upstream.messages_failed", code=error.code)
             self._floor_s = max(self._floor_s, min(error.retry_after_s or 0.0, _RETRY_AFTER_S))
             self._unread += final
             if final and self._unread >= _UNREAD:
                 await self._gap("messages_unavailable")
             return final and self._unread >= _UNREAD
-        seen = self._upstream.provider.reconciled(run, messages, steps, final=final)
+        whole = (messages is None or messages.whole) and (steps is None or steps.whole)
+        # A list that lacks its beginning must not be taken for all there is: then what was told already would be reset.
+        seen = self._upstream.provider.reconciled(
+            run, messages and messages.items, steps and steps.items, final=final and whole
+        )
         await self._take(seen)
         if not final:
             return True
-        if messages is None:
-            await self._gap("messages_unsupported")
+        if messages is None or not whole:
+            await self._gap("messages_unsupported" if messages is None else "messages_incomplete")
             return True
         return self._is_all(seen)
 

@@ -8,24 +8,33 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any, Final, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, NamedTuple
 
 import aiohttp
 import msgspec
 
 from relay import telemetry
 from relay.core.errors import InvalidRequest, NotFound, RelayError, Unsupported
+from relay.core.events import encode
 from relay.ingest.options import IngestOptions, UpstreamOptions
 from relay.ingest.upstream import Client
 from relay.providers.contract import Ask
-from relay.providers.own import OwnSeqProvider, ThreadQuery
+from relay.providers.own import OwnSeqProvider, Page, ThreadQuery
 
 _BELIEVED_S: Final = 600.0
 """How long a call that was not there is not tried again: a vendor may add it while we run."""
 _THREADS: Final = 20_000
 _PAGES: Final = 20
-"""Most pages of a thread's messages looked through for one run's."""
+"""Most pages of messages, or of steps, looked through for one run's."""
+
+
+class Listed(NamedTuple):
+    """A run's messages or steps, in the order the system lists them."""
+
+    items: list[dict[str, Any]]
+    whole: bool
+    """False: there are more, or may be, and no way to them."""
 
 
 class OwnUpstream(Client):
@@ -66,7 +75,7 @@ class OwnUpstream(Client):
         try:
             return await self.ask(ask)
         except RelayError as error:
-            if isinstance(error, NotFound) or (error.details or {}).get("upstream_status") in (405, 501):
+            if _is_no_call(error):
                 self.is_without(call)
                 raise Unsupported(f"this upstream cannot do this: {call}") from error
             raise
@@ -97,25 +106,81 @@ class OwnUpstream(Client):
         await self.ask_optional("input", self.provider.provide_input(thread_id, run, body))
 
     # --- what a run has made so far ---------------------------------------------------------------------------------
-    async def messages(self, thread_id: str, run_id: str) -> list[dict[str, Any]]:
-        """The thread's messages, oldest first, as far back as this run's go. Raises Unsupported."""
-        found: list[dict[str, Any]] = []
-        after: str | None = None
-        for _ in range(_PAGES):
-            ask = self.provider.messages(thread_id, run_id, after=after)
-            page = self.provider.messages_page(await self.ask_optional("messages", ask))
-            found += page.items
-            after = page.after
-            if after is None or any(item.get("run_id") not in (None, run_id) for item in page.items[-1:]):
-                break
-        return found[::-1]
+    async def messages(self, thread_id: str, run: Mapping[str, Any]) -> Listed:
+        """The run's own messages, oldest first: as many pages as it takes to get behind its first. Raises Unsupported."""
+        provider, run_id = self.provider, str(run["run_id"])
+        own: list[dict[str, Any]] = []
 
-    async def steps(self, thread_id: str, run_id: str) -> Any:
-        """What the system answers for the run's steps; None if it has no such thing."""
+        def is_past(page: Page) -> bool:
+            past = provider.is_past(run, [*own[-1:], *page.items])
+            own.extend(item for item in page.items if provider.owns(run, item))
+            return past
+
+        whole = await self._walk(
+            "messages", lambda page, have: provider.messages(thread_id, run_id, page, have), is_past
+        )
+        return Listed(own[::-1], whole)
+
+    async def steps(self, thread_id: str, run_id: str) -> Listed | None:
+        """The run's steps, oldest first; None if the system has no such thing."""
+        found: list[dict[str, Any]] = []
+
+        def collect(page: Page) -> bool:
+            found.extend(page.items)
+            return False
+
         try:
-            return await self.ask_optional("steps", self.provider.steps(thread_id, run_id))
+            whole = await self._walk("steps", lambda page, _: self.provider.steps(thread_id, run_id, page), collect)
         except Unsupported:
             return None
+        return Listed(found, whole)
+
+    async def _walk(
+        self, call: str, ask: Callable[[Page | None, int], Ask | None], take: Callable[[Page], bool]
+    ) -> bool:
+        """Page after page into `take`, until it says that this was enough; whether that, or the end, was reached.
+
+        A page that came before is not taken: a system that does not know our way of paging answers the same again.
+        """
+        page = self.provider.page(await self.ask_optional(call, ask(None, 0)))
+        seen: set[str] = set()
+        have = 0
+        for _ in range(_PAGES):
+            fresh = tuple(item for item in page.items if _name(item) not in seen)
+            if page.items and not fresh:
+                self.is_without(f"more {call}")
+                return have < self.provider.page_limit
+            seen.update(map(_name, fresh))
+            have += page.count
+            if take(msgspec.structs.replace(page, items=fresh)) or not page.more:
+                return True
+            following = await self._following(call, ask(page, have))
+            if following is None:
+                return have < self.provider.page_limit
+            page = following
+        return False
+
+    async def _following(self, call: str, ask: Ask | None) -> Page | None:
+        """A page behind another; None if this system has no such thing as far as we know."""
+        if ask is None or not self.has(f"more {call}"):
+            return None
+        try:
+            return self.provider.page(await self.ask(ask))
+        except RelayError as error:
+            if not isinstance(error, InvalidRequest) and not _is_no_call(error):
+                raise
+        self.is_without(f"more {call}")
+        return None
+
+
+def _is_no_call(error: RelayError) -> bool:
+    return isinstance(error, NotFound) or (error.details or {}).get("upstream_status") in (405, 501)
+
+
+def _name(item: Mapping[str, Any]) -> str:
+    """What an item is known by, on whichever page it comes."""
+    given = item.get("id")
+    return given if isinstance(given, str) and given else encode(item).decode()
 
 
 def _given(run: dict[str, Any]) -> dict[str, Any]:

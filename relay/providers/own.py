@@ -6,7 +6,7 @@ assembler numbers. Optional parts of such a system answer None: then there is no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -27,11 +27,16 @@ class ThreadQuery(msgspec.Struct, frozen=True):
     before: str | None = None
 
 
-class MessagesPage(msgspec.Struct, frozen=True):
-    """Messages of one answer, newest first, and how to ask for the older ones (None: there are none, or no way)."""
+class Page(msgspec.Struct, frozen=True):
+    """What one answer lists of messages or steps."""
 
     items: tuple[dict[str, Any], ...]
-    after: str | None = None
+    count: int
+    """How many rows the answer had; those that are no objects are left out of `items`."""
+    last_id: str | None = None
+    """What the next page begins behind, where pages begin behind an id."""
+    more: bool = False
+    """There may be more: the answer says so, or does not say."""
 
 
 class OwnSeqProvider(Protocol):
@@ -45,6 +50,8 @@ class OwnSeqProvider(Protocol):
     """Whether `create_run` answers with the run's stream: the only one there will ever be."""
     pages_by: Literal["offset", "id"]
     """How a thread's runs are paged: by how many to leave out, or by the id a page begins or ends at."""
+    page_limit: int
+    """How many messages or steps are asked for at once."""
 
     def authorization(self, token: str) -> dict[str, str]: ...
 
@@ -69,9 +76,11 @@ class OwnSeqProvider(Protocol):
     def attach(self, thread_id: str, run_id: str) -> Ask | None:
         """The stream of a run that somebody else made."""
 
-    def messages(self, thread_id: str, run_id: str, *, after: str | None) -> Ask: ...
+    def messages(self, thread_id: str, run_id: str, page: Page | None, have: int) -> Ask:
+        """The thread's messages, newest first; with `page` those that follow this one, when `have` came before them."""
 
-    def steps(self, thread_id: str, run_id: str) -> Ask | None: ...
+    def steps(self, thread_id: str, run_id: str, page: Page | None) -> Ask | None:
+        """The run's steps, oldest first."""
 
     def run(self, answer: object) -> dict[str, Any]:
         """A native run (docs/protocol.md); UpstreamError if it is none."""
@@ -84,12 +93,23 @@ class OwnSeqProvider(Protocol):
     def reader(self) -> Callable[[Message], list[Observation]]:
         """Reads one stream's messages, in order. Never raises for hostile bytes."""
 
-    def messages_page(self, answer: object) -> MessagesPage:
-        """UpstreamError if it is none."""
+    def page(self, answer: object) -> Page:
+        """A page of messages or steps; UpstreamError if it is none."""
+
+    def owns(self, run: Mapping[str, Any], message: Mapping[str, Any]) -> bool:
+        """Whether a message of the thread is of this run."""
+
+    def is_past(self, run: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether these (newest first) go back to before the run: no older one can be of it."""
 
     def reconciled(
-        self, run: Mapping[str, Any], messages: list[dict[str, Any]] | None, steps: object, *, final: bool
+        self,
+        run: Mapping[str, Any],
+        messages: list[dict[str, Any]] | None,
+        steps: list[dict[str, Any]] | None,
+        *,
+        final: bool,
     ) -> list[Observation]:
-        """All that messages (in order; None: not to be had) and steps tell of the run."""
+        """All that messages and steps (in order; None: not to be had) tell of the run."""
 
     def error(self, status: int, headers: Mapping[str, str], answer: object) -> RelayError: ...

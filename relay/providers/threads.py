@@ -1,15 +1,20 @@
-"""Runs as the SeekrFlow and Assistants systems describe them -> native runs and snapshots (table D of their reference)."""
+"""Runs as the SeekrFlow and Assistants systems describe them -> native runs and snapshots (table D of their reference).
+
+`ThreadSystem` is what providers of such systems have in common.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final, Literal
 
 from relay.core.errors import UpstreamError
 from relay.core.events import decode
 from relay.core.ids import is_id
 from relay.core.observed import Call, Snapshot
 from relay.core.times import rfc3339, unix
+from relay.providers.contract import Ask
+from relay.providers.own import Page
 
 _TIMES: Final = ("created_at", "started_at", "completed_at", "failed_at", "cancelled_at", "expires_at")
 _STAMPS: Final = {"cancelled_at": "cancelled", "failed_at": "failed", "completed_at": "completed"}
@@ -32,6 +37,65 @@ _RENAMED: Final = {
     "max_completion_tokens": "max_output_tokens",
     "max_prompt_tokens": "max_input_tokens",
 }
+
+
+class ThreadSystem:
+    """What these systems have in common: paths below a thread, one kind of run, lists in pages."""
+
+    durable_seq: Literal[False] = False
+    page_limit = 100
+    statuses: ClassVar[Mapping[str, str]]
+    """The system's status -> ours."""
+    root: ClassVar[str]
+    """What comes before `/threads`."""
+    headers: ClassVar[dict[str, str]] = {}
+    """What every request carries."""
+
+    def get_run(self, thread_id: str, run_id: str) -> Ask:
+        return self._get(f"/threads/{thread_id}/runs/{run_id}")
+
+    def created(self, answer: object) -> dict[str, Any]:
+        if not isinstance(answer, dict):
+            raise UpstreamError("the upstream's answer names no run")
+        return {**answer, "run_id": run_id_of(answer)}
+
+    def run(self, answer: object) -> dict[str, Any]:
+        return native_run(answer, self.statuses)
+
+    def runs(self, answer: object) -> list[dict[str, Any]]:
+        return [self.run(item) for item in list_of(answer, "runs")]
+
+    def snapshot(self, run: Mapping[str, Any]) -> Snapshot:
+        return snapshot_of(run, self.statuses)
+
+    def page(self, answer: object) -> Page:
+        rows = list_of(answer, "messages or steps")
+        items = tuple(row for row in rows if isinstance(row, dict))
+        said = answer if isinstance(answer, dict) else {}
+        last = said.get("last_id") or (items[-1].get("id") if items else None)
+        more = bool(rows) and said.get("has_more") is not False  # a bare array does not say
+        return Page(items, len(rows), last if isinstance(last, str) and is_id(last) else None, more)
+
+    def owns(self, run: Mapping[str, Any], message: Mapping[str, Any]) -> bool:
+        return bool(message.get("run_id") == run["run_id"])
+
+    def is_past(self, run: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> bool:
+        """A thread is locked while it has a run, so what a run writes stands together; what is older, is older."""
+        began, own = unix(run["created_at"]), False
+        for message in messages:
+            mine = self.owns(run, message)
+            other = not mine and (message.get("run_id") is not None or message.get("role") == "user")
+            made = unix(message.get("created_at"))
+            if (own and other) or (not mine and made is not None and began is not None and made < int(began) - 1):
+                return True
+            own = own or mine
+        return False
+
+    def _get(self, path: str, query: Mapping[str, str] | None = None, accept: str = "application/json") -> Ask:
+        return Ask("GET", self.root + path, dict(query or {}), {"Accept": accept, **self.headers})
+
+    def _post(self, path: str, body: bytes, accept: str = "application/json") -> Ask:
+        return Ask("POST", self.root + path, {}, {"Accept": accept, **self.headers}, body)
 
 
 def native_run(answer: object, statuses: Mapping[str, str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from relay.core.observed import Call, Ends, Extra, Observation, Odd, Opens, Outc
 from relay.core.sse import Message
 from relay.providers import OWN_SEQ
 from relay.providers.openai.events import _EVENTS
-from relay.providers.own import ThreadQuery
+from relay.providers.own import Page, ThreadQuery
 
 ASSISTANTS = OWN_SEQ["openai"]
 MINDS = {
@@ -190,9 +190,20 @@ def test_messages_without_a_run_id_are_told_by_their_time() -> None:
 
 
 def test_pages_of_messages_go_on_behind_the_last() -> None:
-    page = ASSISTANTS.messages_page({"data": [{"id": "m"}, 7], "has_more": True, "last_id": "m"})
-    assert (page.items, page.after) == (({"id": "m"},), "m")
-    assert ASSISTANTS.messages_page({"data": [], "has_more": False, "last_id": "m"}).after is None
+    page = ASSISTANTS.page({"data": [{"id": "m"}, 7], "has_more": True, "last_id": "m-9"})
+    assert page == Page(({"id": "m"},), 2, "m-9", more=True)
+    assert ASSISTANTS.messages("t", "r", page, 2).query["after"] == "m-9"
+    assert ASSISTANTS.steps("t", "r", page).query["after"] == "m-9"  # type: ignore[union-attr]
+    assert ASSISTANTS.page({"data": [{"id": "m"}]}) == Page(({"id": "m"},), 1, "m", more=True), "it does not say"
+    assert not ASSISTANTS.page({"data": [{"id": "m"}], "has_more": False, "last_id": "m"}).more
+
+
+def test_a_page_begins_behind_no_id_that_is_none() -> None:
+    """It goes into a query of our own, with our credentials."""
+    for last in ("../x", 7, "", "m\n", None):
+        page = ASSISTANTS.page({"data": [{"id": last}], "has_more": True, "last_id": last})
+        assert page.last_id is None
+        assert "after" not in ASSISTANTS.messages("t", "r", page, 1).query
 
 
 def test_paths_are_below_whatever_base_an_sdk_takes() -> None:

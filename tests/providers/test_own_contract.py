@@ -21,10 +21,11 @@ from relay.core.run import Run
 from relay.core.sse import Message
 from relay.providers import NAMES, OWN_SEQ, PROVIDERS
 from relay.providers.contract import Ask
-from relay.providers.own import OwnSeqProvider, ThreadQuery
+from relay.providers.own import OwnSeqProvider, Page, ThreadQuery
 
 pytestmark = pytest.mark.parametrize("provider", OWN_SEQ.values(), ids=OWN_SEQ)
 AT = "2026-01-01T00:00:00.000Z"
+PAGE = Page(({"id": "m-1"},), 1, "m-1", more=True)
 RUN: dict[str, Any] = {
     "run_id": "r-1", "agent_id": "a", "thread_id": "t-1", "created_at": AT, "ended_at": None,
     "status": "waiting_for_input",
@@ -43,9 +44,10 @@ def asks(provider: OwnSeqProvider) -> list[Ask]:
         provider.cancel_run("t-1", RUN),
         provider.provide_input("t-1", RUN, {"content": "x"}),
         provider.attach("t-1", "r-1"),
-        provider.messages("t-1", "r-1", after=None),
-        provider.messages("t-1", "r-1", after="m-1"),
-        provider.steps("t-1", "r-1"),
+        provider.messages("t-1", "r-1", None, 0),
+        provider.messages("t-1", "r-1", PAGE, 100),
+        provider.steps("t-1", "r-1", None),
+        provider.steps("t-1", "r-1", PAGE),
     ]
     return [ask for ask in found if ask is not None]
 
@@ -117,10 +119,14 @@ def test_no_bytes_make_it_raise(
     assert all(isinstance(value, str) for value in made.changes(len(drafts)).values())
 
 
-@given(messages=st.lists(JSON.filter(lambda one: isinstance(one, dict)), max_size=3), steps=JSON, final=st.booleans())
+OBJECTS = st.lists(JSON.filter(lambda one: isinstance(one, dict)), max_size=3)
+
+
+@given(messages=OBJECTS, steps=OBJECTS, final=st.booleans())
 def test_no_messages_make_it_raise(
-    provider: OwnSeqProvider, messages: list[dict[str, Any]], steps: Any, final: bool
+    provider: OwnSeqProvider, messages: list[dict[str, Any]], steps: list[dict[str, Any]], final: bool
 ) -> None:
+    assert isinstance(provider.is_past(RUN, messages), bool)
     messages = [{"run_id": "r-1", "role": "assistant", **one} for one in messages]
     seen: list[Observation] = provider.reconciled(RUN, messages, steps, final=final)
     made = Assembler("r-1", named_parts=provider.named_parts)
@@ -129,7 +135,7 @@ def test_no_messages_make_it_raise(
 
 @given(answer=JSON)
 def test_no_answer_makes_it_raise_anything_but_the_upstreams_error(provider: OwnSeqProvider, answer: Any) -> None:
-    for read in (provider.created, provider.run, provider.runs, provider.messages_page):
+    for read in (provider.created, provider.run, provider.runs, provider.page):
         try:
             read(answer)  # type: ignore[operator]
         except UpstreamError as error:

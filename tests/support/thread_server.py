@@ -49,6 +49,8 @@ class ThreadServer:
         self.bodies: list[Any] = []
         self.streams = 0
         self.most_streams = 0
+        self.pages = True
+        """Whether lists know `offset` (SeekrFlow) or `after` (Assistants)."""
         self._prefix = prefix
 
     async def __aenter__(self) -> ThreadServer:
@@ -93,7 +95,17 @@ class ThreadServer:
         )
 
     def _list(self, request: web.Request, items: list[Any]) -> Any:
-        return items if "/v1/" in request.path else {"object": "list", "data": items, "has_more": False}
+        query = request.query
+        limit, first = int(query.get("limit", "20")), 0
+        if self.pages and "offset" in query:
+            first = int(query["offset"])
+        elif self.pages and "after" in query:
+            first = 1 + next((i for i, item in enumerate(items) if item["id"] == query["after"]), len(items))
+        page = items[first : first + limit]
+        if "/v1/" in request.path:
+            return page
+        more = first + limit < len(items)
+        return {"object": "list", "data": page, "has_more": more, "last_id": page[-1]["id"] if page else None}
 
     async def _post(self, request: web.Request, kind: str, fault: Fault) -> web.StreamResponse:
         body = await request.json() if request.can_read_body else None

@@ -6,29 +6,28 @@ Paths are relative to a base URL of the kind the openai SDK takes: with `/v1` fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
-from relay.core.errors import InvalidRequest, RelayError, UpstreamError
+from relay.core.errors import InvalidRequest, RelayError
 from relay.core.events import encode
-from relay.core.observed import Observation, Snapshot, Text
+from relay.core.observed import Observation, Text
 from relay.core.sse import Message
 from relay.core.times import unix
 from relay.providers import threads
 from relay.providers.contract import Ask
 from relay.providers.openai import events
 from relay.providers.openai.events import STATUS
-from relay.providers.own import MessagesPage, ThreadQuery
+from relay.providers.own import Page, ThreadQuery
 from relay.providers.refusal import refused
-
-_HEADERS: Final = {"Accept": "application/json", "OpenAI-Beta": "assistants=v2"}
-_STREAM: Final = {"Accept": "text/event-stream", "OpenAI-Beta": "assistants=v2"}
-_PAGE: Final = "100"
+from relay.providers.threads import ThreadSystem
 
 
-class Assistants:
+class Assistants(ThreadSystem):
     name = "openai"
     list_limit = 100
-    durable_seq: Literal[False] = False
+    statuses = STATUS
+    root = ""
+    headers = {"OpenAI-Beta": "assistants=v2"}  # noqa: RUF012  (a ClassVar of the base)
     named_parts = True
     streams_on_create = True
     pages_by: Literal["offset", "id"] = "id"
@@ -37,72 +36,66 @@ class Assistants:
         return {"Authorization": f"Bearer {token}"}
 
     def create_run(self, thread_id: str, body: dict[str, Any]) -> Ask:
-        return Ask("POST", f"/threads/{thread_id}/runs", {}, _STREAM, encode({**body, "stream": True}))
+        return self._post(f"/threads/{thread_id}/runs", encode({**body, "stream": True}), "text/event-stream")
 
     def created(self, answer: object) -> dict[str, Any]:
-        if not isinstance(answer, dict):
-            raise UpstreamError("the upstream's answer names no run")
-        return {
-            "run_id": threads.run_id_of(answer),
-            "thread_id": answer.get("thread_id"),
-            "status": answer.get("status"),
-        }
+        made = super().created(answer)
+        return {name: made.get(name) for name in ("run_id", "thread_id", "status")}
 
     def created_in(self, message: Message) -> dict[str, Any] | None:
         body = events.run_in(message)
         return self.created(body) if body is not None else None
 
-    def get_run(self, thread_id: str, run_id: str) -> Ask:
-        return Ask("GET", f"/threads/{thread_id}/runs/{run_id}", {}, _HEADERS)
-
     def list_thread_runs(self, thread_id: str, query: ThreadQuery) -> Ask:
         wanted = {"limit": str(query.limit), "order": query.order}
         wanted |= {name: value for name, value in (("after", query.after), ("before", query.before)) if value}
-        return Ask("GET", f"/threads/{thread_id}/runs", wanted, _HEADERS)
+        return self._get(f"/threads/{thread_id}/runs", wanted)
 
     def cancel_run(self, thread_id: str, run: Mapping[str, Any]) -> Ask:
-        return Ask("POST", f"/threads/{thread_id}/runs/{run['run_id']}/cancel", {}, _HEADERS, b"{}")
+        return self._post(f"/threads/{thread_id}/runs/{run['run_id']}/cancel", b"{}")
 
     def provide_input(self, thread_id: str, run: Mapping[str, Any], body: Mapping[str, Any]) -> Ask | None:
         outputs = _outputs(run, body)
         path = f"/threads/{thread_id}/runs/{run['run_id']}/submit_tool_outputs"
-        return Ask("POST", path, {}, _HEADERS, encode({"tool_outputs": outputs}))
+        return self._post(path, encode({"tool_outputs": outputs}))
 
     def attach(self, thread_id: str, run_id: str) -> Ask | None:
         return None
 
-    def messages(self, thread_id: str, run_id: str, *, after: str | None) -> Ask:
-        query = {"run_id": run_id, "order": "desc", "limit": _PAGE} | ({"after": after} if after else {})
-        return Ask("GET", f"/threads/{thread_id}/messages", query, _HEADERS)
+    def messages(self, thread_id: str, run_id: str, page: Page | None, have: int) -> Ask:
+        return self._get(f"/threads/{thread_id}/messages", {"run_id": run_id, **self._behind(page, "desc")})
 
-    def steps(self, thread_id: str, run_id: str) -> Ask | None:
-        return Ask("GET", f"/threads/{thread_id}/runs/{run_id}/steps", {"order": "asc", "limit": _PAGE}, _HEADERS)
+    def steps(self, thread_id: str, run_id: str, page: Page | None) -> Ask | None:
+        return self._get(f"/threads/{thread_id}/runs/{run_id}/steps", self._behind(page, "asc"))
 
-    def run(self, answer: object) -> dict[str, Any]:
-        return threads.native_run(answer, STATUS)
-
-    def runs(self, answer: object) -> list[dict[str, Any]]:
-        return [self.run(item) for item in threads.list_of(answer, "runs")]
-
-    def snapshot(self, run: Mapping[str, Any]) -> Snapshot:
-        return threads.snapshot_of(run, STATUS)
+    def _behind(self, page: Page | None, order: str) -> dict[str, str]:
+        after = {"after": page.last_id} if page is not None and page.last_id else {}
+        return {"order": order, "limit": str(self.page_limit), **after}
 
     def reader(self) -> Callable[[Message], list[Observation]]:
         return events.read
 
-    def messages_page(self, answer: object) -> MessagesPage:
-        items = tuple(item for item in threads.list_of(answer, "messages") if isinstance(item, dict))
-        more = isinstance(answer, dict) and answer.get("has_more") is True
-        last = answer.get("last_id") if isinstance(answer, dict) else None
-        return MessagesPage(items, last if more and isinstance(last, str) else None)
+    def owns(self, run: Mapping[str, Any], message: Mapping[str, Any]) -> bool:
+        """By `run_id`; where a system leaves it out, by time: a thread has one run at a time."""
+        if message.get("run_id") is not None:
+            return super().owns(run, message)
+        made, began, ended = (unix(value) for value in (message.get("created_at"), run["created_at"], run["ended_at"]))
+        assistants = message.get("role", "assistant") == "assistant"
+        in_time = made is not None and began is not None and int(began) <= made and (ended is None or made <= ended + 1)
+        return assistants and in_time
 
     def reconciled(
-        self, run: Mapping[str, Any], messages: list[dict[str, Any]] | None, steps: object, *, final: bool
+        self,
+        run: Mapping[str, Any],
+        messages: list[dict[str, Any]] | None,
+        steps: list[dict[str, Any]] | None,
+        *,
+        final: bool,
     ) -> list[Observation]:
         """In the order of the steps, each of which made one message or called tools; then what no step names."""
-        texts = _texts(run, messages or (), final=final)
+        texts = _texts([one for one in messages or () if self.owns(run, one)], final=final)
         seen: list[Observation] = []
-        for step in _items(steps):
+        for step in steps or ():
             details = step.get("step_details")
             made = details.get("message_creation") if isinstance(details, dict) else None
             message_id = made.get("message_id") if isinstance(made, dict) else None
@@ -121,27 +114,14 @@ def _param(given: Mapping[str, Any]) -> dict[str, Any] | None:
     return kept or None
 
 
-def _items(answer: object) -> Iterable[dict[str, Any]]:
-    items = answer.get("data") if isinstance(answer, dict) else None
-    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else ()
-
-
-def _texts(run: Mapping[str, Any], messages: Iterable[dict[str, Any]], *, final: bool) -> dict[str, list[Text]]:
-    """The texts of the run's own messages, by message id, in order."""
+def _texts(messages: Iterable[dict[str, Any]], *, final: bool) -> dict[str, list[Text]]:
+    """The texts of the run's messages, by message id, in order."""
     found: dict[str, list[Text]] = {}
     for message in messages:
-        if isinstance(message.get("id"), str) and message.get("role") == "assistant" and _is_of(run, message):
+        if isinstance(message.get("id"), str) and message.get("role") == "assistant":
             complete = final or message.get("status") == "completed"
             found[message["id"]] = events.texts_of_message(message, final=complete)
     return found
-
-
-def _is_of(run: Mapping[str, Any], message: Mapping[str, Any]) -> bool:
-    """By `run_id`; where a system leaves it out, by time: a thread has one run at a time."""
-    if message.get("run_id") is not None:
-        return bool(message["run_id"] == run["run_id"])
-    made, began, ended = (unix(value) for value in (message.get("created_at"), run["created_at"], run["ended_at"]))
-    return made is not None and began is not None and int(began) <= made and (ended is None or made <= ended + 1)
 
 
 def _outputs(run: Mapping[str, Any], body: Mapping[str, Any]) -> list[dict[str, str]]:
