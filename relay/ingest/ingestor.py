@@ -115,7 +115,12 @@ class Ingestor:
             raise Overloaded("this relay is going away", code="relay.draining", retry_after_s=2.0)
         if len(self._pumped) >= self._options.runs:  # nobody would read the one stream there is
             raise Overloaded("this relay pumps as many runs as it can", retry_after_s=2.0)
-        intake = Intake(upstream, upstream.provider.create_run(thread_id, body), event_bytes=self._event_bytes)
+        intake = Intake(
+            upstream,
+            upstream.provider.create_run(thread_id, body),
+            event_bytes=self._event_bytes,
+            find=upstream.finds_made(thread_id),
+        )
         intake.task = self._tasks.create_task(intake.read(), name=f"intake {upstream.name}")
         made = await intake.created()
         key = RunKey(upstream.name, str(made["run_id"]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 
 import aiohttp
@@ -32,8 +32,18 @@ _OVERHEAD: Final = 256
 
 
 class Intake:
-    def __init__(self, upstream: OwnUpstream, ask: Ask, *, event_bytes: int) -> None:
+    def __init__(
+        self,
+        upstream: OwnUpstream,
+        ask: Ask,
+        *,
+        event_bytes: int,
+        find: Callable[[], Awaitable[dict[str, Any]]] | None = None,
+    ) -> None:
         self._upstream = upstream
+        self._find = find
+        """Asks elsewhere which run this is, once the stream has begun: for streams that do not say."""
+        self._begun = asyncio.Event()
         self._ask = ask
         self._decoder = Decoder(max_bytes=event_bytes)
         self._held: deque[Message] = deque()
@@ -49,13 +59,26 @@ class Intake:
 
     async def created(self) -> dict[str, Any]:
         """What the upstream says of the run it made. Raises its refusal."""
+        if self._find is not None:
+            await self._begun.wait()
+            await self._ask_elsewhere(self._find)
         return await asyncio.shield(self._created)
+
+    async def _ask_elsewhere(self, find: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        if self._created.done():
+            return
+        try:
+            self._tell(await find())
+        except RelayError as error:
+            self._fail(error)
+            self.close()  # a run nobody can name is nobody's
 
     async def read(self) -> None:
         """Until the stream ends, however that is."""
         try:
             async with self._upstream.stream(self._ask, json_too=True, stall_s=_SILENT_S) as response:
                 if response.content_type == "text/event-stream":
+                    self._begun.set()
                     await self._read(response)
                 else:
                     self._tell(self._upstream.provider.created(await json_of(response)))
@@ -66,9 +89,11 @@ class Intake:
         except (aiohttp.ClientError, OSError):
             self._fail(UpstreamUnavailable("the upstream broke the connection while it made the run"))
         finally:
-            self._fail(UpstreamError("the upstream's stream did not say which run it is"))
+            if self._find is None or not self._begun.is_set():
+                self._fail(UpstreamError("the upstream's stream did not say which run it is"))
             self._over = True
             self._some.set()
+            self._begun.set()
 
     async def batches(self, patience_s: Callable[[], float | None]) -> AsyncGenerator[list[Message]]:
         """What came, in order; an empty list each time patience ran out; ends with the stream."""
@@ -127,7 +152,7 @@ class Intake:
         made = self._upstream.provider.created_in(message)
         if made is not None:
             self._tell(made)
-        elif self._looked >= _FIRST:
+        elif self._find is None and self._looked >= _FIRST:
             raise UpstreamError("the upstream's stream did not say which run it is")
 
     def _tell(self, made: dict[str, Any]) -> None:

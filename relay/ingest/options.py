@@ -21,7 +21,11 @@ class UpstreamOptions:
     discover: bool = False
     """Pump every active run, watched or not: one process of the fleet lists the upstream's runs, all share the pumping."""
     authorization: Literal["auto", "bearer", "raw"] = "auto"
-    """How the token is written: after `Bearer `, as it is, or (auto) as the provider's own SDK does."""
+    """How the token is written: after `Bearer `, as it is, or (auto) as the provider's own SDK does. Where that is as it
+    is and refused with 401, `Bearer ` is tried once, and what was accepted is kept to."""
+    create: str = "auto"
+    """How a run is made, where a system has several ways (SeekrFlow: runs, runs/stream/vercel, runs/stream); auto: the
+    first of them. One that answers with the run's stream is read from its first token on."""
     team_id: str | None = None
     """Sent as `x-team-id` with every request (SeekrFlow); None sends none."""
     poll_s: float = 1.0

@@ -6,17 +6,19 @@ for something that exists, mean that there is no such call here.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 import aiohttp
 import msgspec
 
 from relay import telemetry
-from relay.core.errors import InvalidRequest, NotFound, RelayError, Unsupported
+from relay.core.errors import InvalidRequest, NotFound, RelayError, Unsupported, UpstreamError
 from relay.core.events import encode
+from relay.core.times import unix
 from relay.ingest.options import IngestOptions, UpstreamOptions
 from relay.ingest.upstream import Client
 from relay.providers.contract import Ask
@@ -27,6 +29,11 @@ _BELIEVED_S: Final = 600.0
 _THREADS: Final = 20_000
 _PAGES: Final = 20
 """Most pages of messages, or of steps, looked through for one run's."""
+
+_ASKED: Final = 3
+"""How often we ask which run a stream is of that does not say so."""
+_COARSE_S: Final = 2.0
+"""The upstream's clock is known to the second, and its `created_at` may be another machine's."""
 
 
 class Listed(NamedTuple):
@@ -41,6 +48,7 @@ class OwnUpstream(Client):
     def __init__(
         self, options: UpstreamOptions, provider: OwnSeqProvider, session: aiohttp.ClientSession, ingest: IngestOptions
     ) -> None:
+        provider = provider.creating(provider.creates[0] if options.create == "auto" else options.create)
         super().__init__(options, provider, session, ingest)
         self.provider = provider
         self.poll_s = options.poll_s
@@ -96,6 +104,32 @@ class OwnUpstream(Client):
         more = msgspec.structs.replace(query, limit=min(query.limit + query.offset, self.provider.list_limit), offset=0)
         found = self.provider.runs(await self.ask(self.provider.list_thread_runs(thread_id, more)))
         return found[query.offset :]
+
+    def finds_made(self, thread_id: str) -> Callable[[], Awaitable[dict[str, Any]]] | None:
+        """Finds the run that a create sent now makes; None where the answer itself says which that is."""
+        if self.provider.thread(thread_id) is None:
+            return None
+        began = time.monotonic()
+        return lambda: self._made(thread_id, began)
+
+    async def _made(self, thread_id: str, began: float) -> dict[str, Any]:
+        """Never a guess: the run its thread is busy with, or the only one made since. UpstreamError if neither tells."""
+        for _ in range(_ASKED):
+            since_s = self.now_s() - (time.monotonic() - began)
+            run_id = await self._busy_with(thread_id) or await self._only_one(thread_id, since_s)
+            if run_id is not None:
+                return {"run_id": run_id, "thread_id": thread_id, "status": "running"}
+            await asyncio.sleep(self.poll_s / _ASKED)
+        raise UpstreamError("the upstream did not say which run it made")
+
+    async def _busy_with(self, thread_id: str) -> str | None:
+        ask = self.provider.thread(thread_id)
+        return None if ask is None else self.provider.busy_with(await self.ask(ask))
+
+    async def _only_one(self, thread_id: str, since_s: float) -> str | None:
+        runs = await self.thread_runs(thread_id, ThreadQuery(_ASKED))
+        made = [run["run_id"] for run in runs if (unix(run["created_at"]) or 0.0) >= since_s - _COARSE_S]
+        return made[0] if len(made) == 1 else None
 
     async def cancel(self, thread_id: str, run_id: str) -> None:
         run, _ = await self.get_run(thread_id, run_id)

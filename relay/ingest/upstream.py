@@ -46,6 +46,8 @@ class Client:
         self._base = options.base_url.rstrip("/")
         self._session = session
         self._credentials = _credentials(options, system)
+        self._other = _other_way(options, self._credentials)
+        self._trying = asyncio.Lock()
         self._token = options.token.value if options.token else ""
         self._connect_s = ingest.connect_timeout_s
         self._stall_s = ingest.stall_s
@@ -68,7 +70,7 @@ class Client:
     async def answer(self, ask: Ask) -> tuple[Any, Mapping[str, str]]:
         """The same, with the answer's headers."""
         try:
-            async with asyncio.timeout(self._connect_s * 3), self._request(ask) as response:
+            async with asyncio.timeout(self._connect_s * 3), await self._sent(ask) as response:
                 self._note_time(response)
                 answer = await json_of(response)
                 if response.status >= 300:
@@ -98,7 +100,7 @@ class Client:
         """
         try:
             async with asyncio.timeout(self._connect_s * (3 if json_too else 1)):
-                response = await self._request(ask, stall_s)
+                response = await self._sent(ask, stall_s)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise _translated(error) from error
         self._note_time(response)
@@ -176,11 +178,33 @@ class Client:
             error.details = {"upstream_status": response.status} if error.details else None
         return error
 
-    def _request(self, ask: Ask, stall_s: float | None = None) -> Any:
-        headers = {**ask.headers, **self._credentials, "Accept-Encoding": "identity"}
+    async def _sent(self, ask: Ask, stall_s: float | None = None) -> aiohttp.ClientResponse:
+        """The response to a request, whatever it is. Refused credentials are tried once in the other way there may be."""
+        used = self._credentials
+        response = await self._request(ask, stall_s, used)
+        if response.status < 400:
+            self._other = None  # they are good as they are
+        if response.status != 401:
+            return response
+        async with self._trying:
+            other, self._other = self._other, None
+            if other is not None:
+                response.close()
+                response = await self._request(ask, stall_s, other)
+                if response.status != 401:
+                    self._credentials = other
+                    telemetry.logger(upstream=self.name).info("upstream.authorization", written="bearer")
+                return response
+        if used is self._credentials:
+            return response
+        response.close()  # another request has found out meanwhile how they are wanted
+        return await self._request(ask, stall_s, self._credentials)
+
+    async def _request(self, ask: Ask, stall_s: float | None, credentials: dict[str, str]) -> aiohttp.ClientResponse:
+        headers = {**ask.headers, **credentials, "Accept-Encoding": "identity"}
         if ask.body is not None:
             headers["Content-Type"] = "application/json"
-        return self._session.request(
+        return await self._session.request(
             ask.method,
             URL(self._base + ask.path, encoded=True),
             params=ask.query,
@@ -209,6 +233,14 @@ def _credentials(options: UpstreamOptions, system: _System) -> dict[str, str]:
     if options.authorization == "auto":
         return headers | system.authorization(token)
     return headers | {"Authorization": token if options.authorization == "raw" else f"Bearer {token}"}
+
+
+def _other_way(options: UpstreamOptions, credentials: dict[str, str]) -> dict[str, str] | None:
+    """The token after `Bearer `, where a system's own SDK sends it as it is: whether that is read too is not documented."""
+    if options.token is None or options.authorization != "auto":
+        return None
+    token = options.token.value
+    return {**credentials, "Authorization": f"Bearer {token}"} if credentials.get("Authorization") == token else None
 
 
 async def json_of(response: aiohttp.ClientResponse) -> Any:

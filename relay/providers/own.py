@@ -53,6 +53,12 @@ class OwnSeqProvider(Protocol):
     page_limit: int
     """How many messages or steps are asked for at once."""
 
+    creates: tuple[str, ...]
+    """The ways to make a run, each as the end of its path, the usual one first (`upstreams[].create`)."""
+
+    def creating(self, how: str) -> OwnSeqProvider:
+        """This provider, making runs in this one of its ways."""
+
     def authorization(self, token: str) -> dict[str, str]: ...
 
     def create_run(self, thread_id: str, body: dict[str, Any]) -> Ask: ...
@@ -62,6 +68,12 @@ class OwnSeqProvider(Protocol):
 
     def created_in(self, message: Message) -> dict[str, Any] | None:
         """The same from one message of the stream that `create_run` opened; None if it does not say."""
+
+    def thread(self, thread_id: str) -> Ask | None:
+        """The thread itself, where it tells which run it is busy with; None where streams say which run they are."""
+
+    def busy_with(self, answer: object) -> str | None:
+        """The run a thread is busy with; UpstreamError if the answer is no thread."""
 
     def get_run(self, thread_id: str, run_id: str) -> Ask: ...
 

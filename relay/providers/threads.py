@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, Self
 
 from relay.core.errors import UpstreamError
 from relay.core.events import decode
@@ -44,12 +44,25 @@ class ThreadSystem:
 
     durable_seq: Literal[False] = False
     page_limit = 100
+    creates: tuple[str, ...] = ("runs",)
     statuses: ClassVar[Mapping[str, str]]
     """The system's status -> ours."""
     root: ClassVar[str]
     """What comes before `/threads`."""
     headers: ClassVar[dict[str, str]] = {}
     """What every request carries."""
+
+    def creating(self, how: str) -> Self:
+        return self
+
+    def thread(self, thread_id: str) -> Ask | None:
+        return None
+
+    def busy_with(self, answer: object) -> str | None:
+        if not isinstance(answer, dict):
+            raise UpstreamError("the upstream's answer is not a thread")
+        found = answer.get("active_run_id")
+        return found if isinstance(found, str) and is_id(found) else None
 
     def get_run(self, thread_id: str, run_id: str) -> Ask:
         return self._get(f"/threads/{thread_id}/runs/{run_id}")

@@ -193,6 +193,10 @@ def _check_upstreams(settings: Settings, providers: Collection[str], *, require_
         if upstream.discover and upstream.provider in OWN_SEQ:
             problem = f"cannot be true for {upstream.provider}, which lists runs by thread only"
             raise refusal(f"upstreams[{index}].discover", problem, "false")
+        ways = ("auto", *(OWN_SEQ[upstream.provider].creates if upstream.provider in OWN_SEQ else ()))
+        if upstream.create not in ways:
+            problem = f"{upstream.create!r} is no way to make a run of {upstream.provider}"
+            raise refusal(f"upstreams[{index}].create", problem, " or ".join(ways))
 
 
 def _check_unique(key: str, values: list[str], *, quotable: bool = True) -> None:

@@ -72,6 +72,8 @@ class SimRun:
     ended: bool = False
     run_id: str = "run-1"
     thread_id: str = "thread-1"
+    made_at: float | None = None
+    """Unix time of its creation, if that matters."""
     messages_lag: int = 1
     """How many looks at the messages of a finished run find them not written yet."""
 
@@ -111,7 +113,7 @@ class SimRun:
     def run(self) -> dict[str, Any]:
         status = self.status
         numbers = self.shape == "assistants"
-        at = 1718885800.5 if numbers else "2026-01-02T03:04:05"
+        at = self.made_at or (1718885800.5 if numbers else "2026-01-02T03:04:05")
         ended = {"completed": "completed_at", "failed": "failed_at"}.get(status, "cancelled_at") if self.ended else ""
         common = {"id": self.run_id, "thread_id": self.thread_id, "status": status, "created_at": at, "model": ""}
         run: dict[str, Any] = {**common, "started_at": at if self.at >= 0 else None, "completed_at": None}

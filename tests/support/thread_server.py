@@ -51,6 +51,10 @@ class ThreadServer:
         self.most_streams = 0
         self.pages = True
         """Whether lists know `offset` (SeekrFlow) or `after` (Assistants)."""
+        self.tells_active = True
+        """Whether a thread says which run it is busy with."""
+        self.key: str | None = None
+        """The only `Authorization` that is let in."""
         self._prefix = prefix
 
     async def __aenter__(self) -> ThreadServer:
@@ -71,6 +75,8 @@ class ThreadServer:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.asked.append((request.method, request.path, dict(request.headers)))
         kind = _kind(request.path)
+        if self.key is not None and request.headers.get("Authorization") != self.key:
+            return web.json_response({"detail": "Unauthorized"}, status=401)
         fault = self.faults[kind].pop(0) if self.faults[kind] else self.always.get(kind, Fault())
         if fault.status != 200 or fault.body is not None:
             return web.Response(
@@ -83,6 +89,9 @@ class ThreadServer:
         run = self._run(request.path)
         if run is None:
             return web.json_response({"detail": "Not found"}, status=404)
+        if "/runs" not in request.path and kind == "run":
+            active = run.run_id if not run.ended and self.tells_active else None
+            return web.json_response({"id": run.thread_id, "status": "locked", "active_run_id": active})
         if kind == "attach":
             return await self._stream(request, run, fault, from_start=run.attach_replays)
         found = {"messages": run.messages, "steps": run.steps, "run": run.run}.get(kind)
@@ -110,10 +119,10 @@ class ThreadServer:
     async def _post(self, request: web.Request, kind: str, fault: Fault) -> web.StreamResponse:
         body = await request.json() if request.can_read_body else None
         self.bodies.append(body)
-        if kind == "runs" and self.next_run is not None:
+        if kind in ("runs", "stream", "vercel") and self.next_run is not None:
             run, self.next_run = self.next_run, None
             self.runs[run.run_id] = run
-            if run.shape == "assistants" and body.get("stream"):
+            if kind != "runs" or (run.shape == "assistants" and body.get("stream")):
                 return await self._stream(request, run, fault, from_start=True)
             return web.json_response({"run_id": run.run_id, "thread_id": run.thread_id, "status": "queued"})
         found = self._run(request.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -404,6 +405,84 @@ async def test_the_token_is_written_as_asked(redis_url: str, authorization: str,
         async with relay_for(server, "seekrflow", redis_url, authorization=authorization) as relay:
             await ask(relay, "GET", "/v1/threads/thread-1/runs/run-1")
             assert server.asked[0][2]["Authorization"] == sent
+
+
+@pytest.mark.parametrize(
+    ("key", "tries"), [("the-key", ["the-key"] * 3), ("Bearer the-key", ["the-key", *["Bearer the-key"] * 3])]
+)
+async def test_how_the_token_is_wanted_is_found_out_once(redis_url: str, key: str, tries: list[str]) -> None:
+    """Whether SeekrFlow reads `Bearer` is not documented: as its SDK writes it first, then so."""
+    async with ThreadServer(hello()) as server:
+        server.key = key
+        async with relay_for(server, "seekrflow", redis_url) as relay:
+            for _ in range(3):
+                status, _ = await ask(relay, "GET", "/v1/threads/thread-1/runs")
+                assert status == 200
+            assert [headers["Authorization"] for _, _, headers in server.asked] == tries
+
+
+@pytest.mark.parametrize("authorization", ["auto", "raw", "bearer"])
+async def test_a_token_nobody_wants_is_not_tried_for_ever(redis_url: str, authorization: str) -> None:
+    async with ThreadServer(hello()) as server:
+        server.key = "another"
+        async with relay_for(server, "seekrflow", redis_url, authorization=authorization) as relay:
+            for _ in range(3):
+                status, body = await ask(relay, "GET", "/v1/threads/thread-1/runs")
+                assert (status, body["code"]) == (502, "upstream.unauthorized")
+            assert len(server.asked) == (4 if authorization == "auto" else 3)
+
+
+# --- creating with a stream as the answer (SeekrFlow) ------------------------------------------------------------------
+WAYS = [("runs/stream/vercel", "vercel"), ("runs/stream", "legacy")]
+
+
+@pytest.mark.parametrize(("create", "shape"), WAYS)
+@pytest.mark.parametrize("tells_active", [True, False])
+async def test_a_run_made_with_its_stream_is_named_by_its_thread(
+    redis_url: str, create: str, shape: str, tells_active: bool
+) -> None:
+    """The stream does not say which run it is: its thread does, or that it is the only one made since."""
+    async with ThreadServer() as server:
+        run = server.next_run = hello(shape=shape, partial_messages=False)
+        run.made_at = time.time()
+        server.tells_active = tells_active
+        async with relay_for(server, "seekrflow", redis_url, create=create) as relay:
+            status, body = await ask(relay, "POST", "/v1/threads/thread-1/runs", {"agent_id": "a"})
+            assert (status, body["run_id"], body["thread_id"]) == (201, "run-1", "thread-1")
+            journal = await watch(relay)
+            whole(journal)
+            assert server.asked[0][:2] == ("POST", f"/v1/threads/thread-1/{create}")
+            assert server.asked[0][2]["Accept"] == "text/event-stream"
+            assert server.bodies == [{"agent_id": "a"}]
+            assert not any(event.get("synthesized") for event in journal.events), "all of it came from the stream"
+            assert server.count("attach") == 0
+
+
+@pytest.mark.parametrize("cut", [1, 4, 9])
+async def test_a_seekrflow_create_stream_that_breaks_is_attached_to(redis_url: str, cut: int) -> None:
+    async with ThreadServer() as server:
+        server.next_run = hello()
+        server.faults["vercel"] = [Fault(cut_after=cut)]
+        async with relay_for(server, "seekrflow", redis_url, create="runs/stream/vercel") as relay:
+            status, _ = await ask(relay, "POST", "/v1/threads/thread-1/runs", {})
+            assert status == 201
+            whole(await watch(relay))
+            assert server.count("attach") >= 1
+
+
+async def test_a_run_that_nothing_names_is_not_guessed(redis_url: str) -> None:
+    """Two were made since, the thread does not tell: either could be ours."""
+    async with ThreadServer() as server:
+        run = server.next_run = hello()
+        run.made_at = time.time()
+        other = server.runs["run-2"] = hello()
+        other.run_id, other.made_at = "run-2", time.time()
+        server.tells_active = False
+        async with relay_for(server, "seekrflow", redis_url, create="runs/stream/vercel") as relay:
+            status, body = await ask(relay, "POST", "/v1/threads/thread-1/runs", {})
+            assert (status, body["code"]) == (502, "upstream.error")
+            assert "which run" in body["message"]
+            await until(lambda: not server.streams)
 
 
 async def test_a_refused_create_is_the_upstreams_refusal(redis_url: str) -> None:

@@ -33,17 +33,29 @@ class SeekrFlow(ThreadSystem):
     root = "/v1"
     named_parts = False
     """Its text ids may be made anew on every connection, and its messages have others."""
-    streams_on_create = False
     pages_by: Literal["offset", "id"] = "offset"
+    creates: tuple[str, ...] = ("runs", "runs/stream/vercel", "runs/stream")
+    """Plainly, to be attached to; or with the run's stream as the answer, in either family of chunks (A1)."""
+
+    def __init__(self, how: str = "runs") -> None:
+        self._how = how
+        self.streams_on_create = how != "runs"
+
+    def creating(self, how: str) -> SeekrFlow:
+        return SeekrFlow(how)
 
     def authorization(self, token: str) -> dict[str, str]:
         return {"Authorization": token}
 
     def create_run(self, thread_id: str, body: dict[str, Any]) -> Ask:
-        return self._post(f"/threads/{thread_id}/runs", encode(body))
+        accept = "text/event-stream" if self.streams_on_create else "application/json"
+        return self._post(f"/threads/{thread_id}/{self._how}", encode(body), accept)
 
     def created_in(self, message: Message) -> dict[str, Any] | None:
-        return None  # its streams do not say which run they are
+        return None  # its streams do not say which run they are: the thread does
+
+    def thread(self, thread_id: str) -> Ask | None:
+        return self._get(f"/threads/{thread_id}")
 
     def list_thread_runs(self, thread_id: str, query: ThreadQuery) -> Ask:
         wanted = {"limit": str(query.limit), "order": query.order, "offset": str(query.offset)}
