@@ -82,7 +82,7 @@ LOOKS = _counter(
 )
 UPSTREAM_ODD = _counter(
     "relay_upstream_odd_total",
-    "Words of an upstream without seq that made no sense and were left out, by kind.",
+    "Words of an upstream that made no sense, by kind: they end no run, and nothing is guessed from them.",
     "upstream",
     "what",
 )

@@ -290,14 +290,18 @@ class Pump(Tenure):
         self._doubt_at = now + self._options.idle_check_s
         try:
             answer = await self._upstream.ask(self._upstream.provider.get_run(self.key.run_id))
-            status = str(self._upstream.provider.run(answer)["status"])
+            run = self._upstream.provider.run(answer)
         except NotFound:
             await self._gone()
             return
         except RelayError as error:
+            telemetry.UPSTREAM_ODD.labels(self.key.upstream, type(error).code).inc()
             self._say.info("upstream.get_run_failed", code=error.code)
             return
         self._missing = 0
+        if run["raw_status"] not in self._upstream.provider.statuses:
+            telemetry.UPSTREAM_ODD.labels(self.key.upstream, "unknown_status").inc()
+        status = str(run["status"])
         if status not in TERMINAL or (await self._drain()).reason != "eof" or self._run.ended:
             return
         self._unended += 1

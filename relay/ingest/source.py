@@ -126,7 +126,10 @@ class Source(Body[Draft]):
 
     def _drafts(self, messages: list[Message]) -> list[Draft]:
         received_at, run_id, drafts = now_text(), self._run_id, self._provider.drafts
-        return [draft for one in messages for draft in drafts(one, run_id=run_id, received_at=received_at)]
+        found = [draft for one in messages for draft in drafts(one, run_id=run_id, received_at=received_at)]
+        if len(found) < len(messages):  # without a seq there is no place for it
+            telemetry.UPSTREAM_ODD.labels(self._upstream.name, "not_an_event").inc(len(messages) - len(found))
+        return found
 
 
 def now_text() -> str:

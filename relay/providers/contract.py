@@ -47,6 +47,8 @@ class Provider(Protocol):
     active: tuple[str | None, ...]
     """For discovery: the values of `RunsQuery.status` whose lists together show every run that is not over, however old;
     (None,) if its list cannot be asked for a status."""
+    statuses: Mapping[str, str]
+    """The statuses of its runs -> ours. One that is not here is shown as running: never a guessed end."""
     durable_seq: bool
     """Whether the system numbers its events durably, so that our seq is its seq."""
 

@@ -43,6 +43,8 @@ class OwnSeqProvider(Protocol):
     name: str
     list_limit: int
     """Most runs one answer lists."""
+    statuses: Mapping[str, str]
+    """The statuses of its runs -> ours. One that is not here is shown as running: never a guessed end."""
     durable_seq: Literal[False]
     named_parts: bool
     """Whether text parts carry names that mean the same on every connection and in the messages."""

@@ -45,8 +45,7 @@ class ThreadSystem:
     durable_seq: Literal[False] = False
     page_limit = 100
     creates: tuple[str, ...] = ("runs",)
-    statuses: ClassVar[Mapping[str, str]]
-    """The system's status -> ours."""
+    statuses: Mapping[str, str]
     root: ClassVar[str]
     """What comes before `/threads`."""
     headers: ClassVar[dict[str, str]] = {}

@@ -21,6 +21,7 @@ class Arkloop:
     list_limit = 200
     # Section 1.5 knows no other status that is not an end; each list is filtered by exactly one.
     active: tuple[str | None, ...] = ("running", "cancelling")
+    statuses: Mapping[str, str] = runs.STATUS
     durable_seq = True
 
     def authorization(self, token: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ from relay.providers.threads import ThreadSystem
 class Assistants(ThreadSystem):
     name = "openai"
     list_limit = 100
-    statuses = STATUS
+    statuses: Mapping[str, str] = STATUS
     root = ""
     headers = {"OpenAI-Beta": "assistants=v2"}  # noqa: RUF012  (a ClassVar of the base)
     named_parts = True

@@ -29,7 +29,7 @@ STATUS: Final = {
 class SeekrFlow(ThreadSystem):
     name = "seekrflow"
     list_limit = 100
-    statuses = STATUS
+    statuses: Mapping[str, str] = STATUS
     root = "/v1"
     named_parts = False
     """Its text ids may be made anew on every connection, and its messages have others."""
