@@ -83,14 +83,13 @@ class Intake:
                 else:
                     self._tell(self._upstream.provider.created(await json_of(response)))
         except RelayError as error:
-            self._fail(error)
+            self._broke(error)
         except TimeoutError:
-            self._fail(UpstreamTimeout("the upstream did not answer in time"))
+            self._broke(UpstreamTimeout("the upstream did not answer in time"))
         except (aiohttp.ClientError, OSError):
-            self._fail(UpstreamUnavailable("the upstream broke the connection while it made the run"))
+            self._broke(UpstreamUnavailable("the upstream broke the connection while it made the run"))
         finally:
-            if self._find is None or not self._begun.is_set():
-                self._fail(UpstreamError("the upstream's stream did not say which run it is"))
+            self._broke(UpstreamError("the upstream's stream did not say which run it is"))
             self._over = True
             self._some.set()
             self._begun.set()
@@ -158,6 +157,10 @@ class Intake:
     def _tell(self, made: dict[str, Any]) -> None:
         if not self._created.done():
             self._created.set_result(made)
+
+    def _broke(self, error: RelayError) -> None:
+        if self._find is None or not self._begun.is_set():  # else there is a run, and it is being looked for
+            self._fail(error)
 
     def _fail(self, error: RelayError) -> None:
         if not self._created.done():
