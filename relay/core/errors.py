@@ -90,6 +90,11 @@ class UnsupportedMediaType(RelayError):
     code = "http.unsupported_media_type"
 
 
+class VersionNotSupported(RelayError):
+    status = 505
+    code = "http.version_not_supported"
+
+
 # --- nobody's fault: trying again later is useful ------------------------------------------------------------------
 class TooManyRequests(RelayError):
     status = 429

@@ -144,9 +144,22 @@ class Topic:
         self._wake()
         for stream in tuple(self.live):
             stream.flush()
-        crowds, self.crowds = self.crowds, {}
-        for crowd in crowds.values():
-            if crowd.flush():
+        moving, self.crowds = self.crowds, {}
+        try:
+            while moving:
+                _, crowd = moving.popitem()
+                self._move(crowd)
+        finally:  # one that breaks takes no other with it
+            for crowd in moving.values():
+                self._settle(crowd)
+                self.announce()
+
+    def _move(self, crowd: Crowd) -> None:
+        onward = False
+        try:
+            onward = crowd.flush()
+        finally:
+            if onward:
                 self._settle(crowd)
             else:
                 crowd.dismiss()

@@ -15,7 +15,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from relay import telemetry
-from relay.core.errors import InvalidRequest, MethodNotAllowed, NotFound, RelayError, TooLarge
+from relay.core.errors import InvalidRequest, MethodNotAllowed, NotFound, RelayError, TooLarge, VersionNotSupported
 from relay.core.events import encode
 from relay.core.hold import Hold
 from relay.core.ids import ID_ALLOWED, is_id
@@ -152,6 +152,8 @@ async def _admitted(request: web.Request, endpoint: Endpoint, route: Route | Non
         if request.method == hdrs.METH_OPTIONS and admit.cors_origin(request):
             return web.Response(status=204)
         return await endpoint(request)
+    if request.version > (1, 1):  # HTTP/2 has another first line: this is nobody's protocol
+        raise VersionNotSupported("HTTP/1.1 and HTTP/1.0 are spoken here")
     try:
         request[PRINCIPAL] = admit(request, route.access, raw_key=route.raw_key, any_body=route.any_body)
     except RelayError as error:

@@ -35,7 +35,8 @@ from relay.web.options import LimitOptions
 
 _AHEAD: Final = 65_536
 """Most bytes read of requests that come while one is being answered."""
-_HEAD_LIKE: Final = re.compile(rb"[A-Z]{1,16}(?: |\Z)")
+_HEAD_LIKE: Final = re.compile(rb"[A-Z]{1,16}(?: [^\r\n]*(?:\r\n[^\r\n]*)*\r?)?")
+"""What may still become a head; anything else aiohttp is to judge at once."""
 _PARAMETER: Final = re.compile(r"\{(\w+)(?::[^}]*)?\}")
 _ID: Final = "[A-Za-z0-9_-]{1,128}"
 IDLE_S: Final = 75.0
@@ -198,7 +199,7 @@ class Connection(BaseProtocol):
     def _read(self) -> None:
         head, mark, rest = self._ahead.partition(b"\r\n\r\n")
         if not mark:
-            if len(head) > self._slim.head_bytes or not _HEAD_LIKE.match(head):
+            if len(head) > self._slim.head_bytes or not _HEAD_LIKE.fullmatch(head):
                 self._hand_over()
             return
         found = self._slim.request(self, head + mark)
