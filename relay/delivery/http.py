@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from aiohttp import web
@@ -17,6 +18,7 @@ from relay.core import wires
 from relay.core.goodbye import Goodbye
 from relay.core.hold import Hold
 from relay.core.wires import AnyWire, Notice
+from relay.delivery.compression import Coding, Compressed
 from relay.delivery.connection import TransportConnection
 from relay.delivery.options import DeliveryOptions
 from relay.delivery.pulse import Pulse
@@ -51,6 +53,8 @@ class EventStream:
     expires_at: float | None = None
     stay_s: float = 0.0
     """How much longer than the run the response stays open, for clients that hold an earlier end for a cut."""
+    coding: Coding | None = None
+    """How it is compressed. Its wire is not chunked then: it is the compressed bytes that are."""
 
     @property
     def status(self) -> int:
@@ -63,8 +67,10 @@ class EventStream:
     @property
     def head(self) -> dict[str, str]:
         """The response's headers, but for those of its transfer."""
+        coded = {"Content-Encoding": self.coding, "Vary": _vary(self.headers)} if self.coding else {}
         return {
             **self.headers,
+            **coded,
             "Content-Type": CONTENT_TYPE.get(self.wire.form, "text/event-stream"),
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
@@ -87,10 +93,15 @@ async def deliver(request: web.Request, answer: EventStream) -> web.StreamRespon
     """Answer a request that aiohttp serves, in the request's own task."""
     try:
         response = await _open(request, answer)
-        connection = TransportConnection(request)
+        connection: Cuttable = TransportConnection(request)
+        finish = response.write_eof
+        if answer.coding:
+            connection = coded = Compressed(TransportConnection(request), answer.coding, chunked=response.chunked)
+            coded.write(answer.wire.unframed_ping)
+            finish = partial(_end_coded, coded, response)
         stream = answer.stream(connection)
         try:
-            await carry(answer, stream, connection, stream.run, response.write_eof)
+            await carry(answer, stream, connection, stream.run, finish)
         finally:
             answer.over(stream)
     finally:
@@ -132,13 +143,23 @@ async def carry(
 async def _open(request: web.Request, answer: EventStream) -> web.StreamResponse:
     """The 200 and the first bytes, at once."""
     response = web.StreamResponse(headers=answer.head)
-    if answer.wire.chunked:
+    if answer.wire.chunked or (answer.coding and request.version >= (1, 1)):
         response.enable_chunked_encoding()
     else:
         response.force_close()
     await response.prepare(request)
-    await response.write(answer.wire.unframed_ping)
+    if not answer.coding:
+        await response.write(answer.wire.unframed_ping)
     return response
+
+
+async def _end_coded(connection: Compressed, response: web.StreamResponse) -> None:
+    connection.complete()
+    await response.write_eof()
+
+
+def _vary(headers: dict[str, str]) -> str:
+    return ", ".join([*filter(None, [headers.get("Vary")]), "Accept-Encoding"])
 
 
 def last_words(wire: AnyWire, goodbye: Goodbye, options: DeliveryOptions) -> bytes:

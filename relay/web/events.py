@@ -21,7 +21,7 @@ from relay.fanout.hub import Hub
 from relay.fanout.topic import Topic
 from relay.web.directory import Directory
 from relay.web.door import HEADERS, HOLD, PRINCIPAL, Answer, json_response
-from relay.web.requests import the_run
+from relay.web.requests import coding_for, the_run
 
 _PRIMED_S: Final = 10.0
 """How long a reader who does not follow waits for the log to hold what the upstream has."""
@@ -66,7 +66,8 @@ class Events:
         return json_response(body)
 
     async def _stream(self, request: web.Request, topic: Topic, form: Form, ask: _Ask) -> Answer:
-        wire = Wire(form, chunked=form != "websocket" and request.version >= (1, 1))
+        coding = coding_for(request, self._options) if form != "websocket" else None
+        wire = Wire(form, chunked=form != "websocket" and coding is None and request.version >= (1, 1))
         stream = EventStream(
             self._hub.subscribe(topic, ask.cursor, wire, ask.types),
             self._pulse,
@@ -75,6 +76,7 @@ class Events:
             request[HEADERS],
             follow=ask.follow,
             expires_at=request[PRINCIPAL].expires_at,
+            coding=coding,
         )
         return await websocket.deliver(request, stream) if form == "websocket" else stream
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from relay.core.errors import InvalidRequest, NotFound
 from relay.core.events import decode
 from relay.core.ids import RunKey, checked_id
+from relay.delivery.compression import Coding, coding_of
+from relay.delivery.options import DeliveryOptions
 from relay.web.directory import Directory
 from relay.web.door import PRINCIPAL
 
@@ -32,6 +34,11 @@ async def the_run(request: web.Request, directory: Directory) -> RunKey:
             raise NotFound("no upstream knows this run")
         return await directory.find(run_id, principal.run.upstream, thread_id)
     return await directory.find(run_id, upstream_hint(request), thread_id)
+
+
+def coding_for(request: web.Request, options: DeliveryOptions) -> Coding | None:
+    """How a stream that answers this request is compressed."""
+    return coding_of(request.headers.get(hdrs.ACCEPT_ENCODING)) if options.compress else None
 
 
 async def json_body(request: web.Request) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from aiohttp.web_urldispatcher import UrlMappingMatchInfo
 from multidict import CIMultiDict
 
 from relay import telemetry
+from relay.delivery.compression import CarrierCompressed
 from relay.delivery.connection import reset_at_close
 from relay.delivery.http import EventStream
 from relay.delivery.stream import Flow
@@ -238,9 +239,16 @@ class Connection(BaseProtocol):
             raise
 
     async def _begin(self, answer: EventStream) -> None:
-        self.write(_head(answer, http_1_1=self._http_1_1, keep_alive=self._keep_alive) + answer.wire.ping)
-        self._keep_alive = self._keep_alive and answer.wire.chunked
-        await Viewer(answer, self, self._slim.spawn).work()
+        head = _head(answer, http_1_1=self._http_1_1, keep_alive=self._keep_alive)
+        self._keep_alive = self._keep_alive and self._http_1_1
+        if answer.coding is None:
+            self.write(head + answer.wire.ping)
+            await Viewer(answer, self, self._slim.spawn).work()
+            return
+        self.write(head)
+        coded = CarrierCompressed(self, answer.coding, chunked=self._http_1_1)
+        coded.write(answer.wire.ping)
+        await Viewer(answer, coded, self._slim.spawn).work()
 
     async def _reply(self, request: web.Request, answer: web.StreamResponse) -> None:
         await answer.prepare(request)

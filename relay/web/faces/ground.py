@@ -33,7 +33,7 @@ from relay.providers.own import ThreadQuery
 from relay.store.log import Log
 from relay.web.directory import Directory
 from relay.web.door import HEADERS, HOLD, PRINCIPAL
-from relay.web.requests import the_run, upstream_hint
+from relay.web.requests import coding_for, the_run, upstream_hint
 from relay.web.resends import Attempt, Resends
 from relay.web.runs import Pumping
 
@@ -231,7 +231,7 @@ class Ground:
         topic = await self.hub.open(key, request[HOLD])
         if topic.state.status == "waiting_for_input":  # is it still? a stream that rests must not rest on old news
             await self.hub.primed(topic, _CURRENT_S)
-        return self._stream(request, self.hub.subscribe_fold(topic, cursor, _framed(wire, request), fold))
+        return self._stream(request, self.hub.subscribe_fold(topic, cursor, self._framed(wire, request), fold))
 
     def pass_on(
         self,
@@ -245,7 +245,7 @@ class Ground:
         stay_s: float,
     ) -> EventStream:
         """The run event by event."""
-        subscription = self.hub.subscribe(topic, cursor, _framed(wire, request), types)
+        subscription = self.hub.subscribe(topic, cursor, self._framed(wire, request), types)
         return self._stream(request, subscription, follow=follow, stay_s=stay_s)
 
     def _stream(
@@ -260,11 +260,12 @@ class Ground:
             follow=follow,
             expires_at=request[PRINCIPAL].expires_at,
             stay_s=stay_s,
+            coding=coding_for(request, self.delivery),
         )
 
-
-def _framed(wire: FaceWire, request: web.Request) -> FaceWire:
-    return replace(wire, chunked=request.version >= (1, 1))
+    def _framed(self, wire: FaceWire, request: web.Request) -> FaceWire:
+        coded = coding_for(request, self.delivery) is not None
+        return replace(wire, chunked=request.version >= (1, 1) and not coded)
 
 
 def thread_of(request: web.Request) -> str:
