@@ -124,7 +124,10 @@ EVENTS_DELIVERED = _counter("relay_events_delivered_total", "Events written to c
 GOODBYES = _counter("relay_goodbyes_total", "Streams we ended, by reason.", "code")
 RESETS = _counter("relay_resets_total", "relay.reset frames sent: events that can no longer be had.")
 SLOW_READERS = _gauge("relay_slow_readers", "Streams whose client takes less than there is for it, at the moment.")
-FOLLOW_LAG = _histogram("relay_follow_lag_seconds", "From a bell to its events published to viewers.")
+FOLLOW_LAG = _histogram(
+    "relay_follow_lag_seconds",
+    "From a bell to its events published to viewers; of each read, the one that waited longest.",
+)
 BELLS_LOST = _counter("relay_bells_lost_total", "Growth found by the position check instead of a bell.")
 DRAIN_LAG = _histogram("relay_client_drain_seconds", "How long a slow client took to take what was written to it.")
 

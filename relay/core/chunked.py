@@ -7,6 +7,7 @@ behind the end is dropped, trailers are skipped, extensions ignored.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 _SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?")
@@ -76,6 +77,7 @@ def _whole(data: bytes) -> bytes | None:
     return data[end + 2 : -2] if size and len(data) == end + 4 + size else None
 
 
+@lru_cache(maxsize=4096)
 def _size(line: bytes) -> int:
     found = _SIZE.fullmatch(line)
     if found is None:

@@ -12,9 +12,13 @@ The rules of this file:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 import msgspec
+
+_USUAL = re.compile(rb"(?:id: ([^\n\0]*)\n)?(?:event: ([^\n]*)\n)?data: ([^\n]*)\n\n")
+"""A block with one data line, written in the usual order with the usual spaces; LF only is made sure of before."""
 
 PING = b": ping\n"
 """A comment with one line end: with a second one (an empty block), httpx-sse and openai deliver an empty event."""
@@ -84,6 +88,14 @@ class Decoder:
             chunk = self._without_bom(chunk)
         if not chunk:
             return []
+        messages: list[Message] = []
+        if not (self._line.size or self._cr or self._size or self._id is not None or self._event is not None):
+            chunk = self._read_usual(chunk, messages)
+        if chunk:
+            messages += self._feed(chunk)
+        return messages
+
+    def _feed(self, chunk: bytes) -> list[Message]:
         if self._cr:
             chunk = chunk.removeprefix(b"\n")
         self._cr = chunk.endswith(b"\r")
@@ -95,6 +107,19 @@ class Decoder:
         if tail:
             self._line.extend(tail, room=self._max - self._size)
         return messages
+
+    def _read_usual(self, chunk: bytes, messages: list[Message]) -> bytes:
+        """Whole blocks as nearly every server writes them, one match each; what follows them is left to the rules."""
+        if _CR in chunk or len(chunk) > min(self._max, MAX_FIELD_BYTES):
+            return chunk
+        at = 0
+        while (found := _USUAL.match(chunk, at)) is not None:
+            named, event, data = found.groups()
+            if named is not None:
+                self.last_event_id = named.decode("utf-8", "replace")
+            messages.append(Message(data, event.decode("utf-8", "replace") if event else "", self.last_event_id))
+            at = found.end()
+        return chunk[at:]
 
     def _without_bom(self, chunk: bytes) -> bytes:
         start = (self._bom or b"") + chunk

@@ -122,10 +122,9 @@ class Follower:
         for i, (topic, page) in enumerate(zip(topics, pages, strict=True)):
             if _steps(topic, page, wanted[i][1]):
                 pages[i] = list(await self._across(topic, wanted[i][2]))
-        now = time.monotonic()
+        telemetry.FOLLOW_LAG.observe(time.monotonic() - min([since[topic] for topic in topics]))
         for topic, (_, _, most), events in zip(topics, wanted, pages, strict=True):
-            if topic.publish(events):
-                telemetry.FOLLOW_LAG.observe(now - since[topic])
+            topic.publish(events)
             if len(events) == most and self._topics.get(topic.key) is topic:
                 self._ring(topic, state=False)
 

@@ -37,6 +37,7 @@ class Topic:
         "_limit",
         "_pace",
         "_refresh",
+        "_waiting",
         "crowds",
         "key",
         "live",
@@ -70,6 +71,7 @@ class Topic:
         self._refresh = refresh
         self._changed = asyncio.Event()
         self._pace = Pace(self._flush)
+        self._waiting = 0
 
     @property
     def last_seq(self) -> int:
@@ -179,12 +181,16 @@ class Topic:
 
     async def changed(self, within_s: float) -> bool:
         """Wait for the next change, but not for ever; whether one came. Cancelling one who waits touches no other."""
+        self._waiting += 1
         try:
             async with asyncio.timeout(within_s):
                 return await self._changed.wait()
         except TimeoutError:
             return False
+        finally:
+            self._waiting -= 1
 
     def _wake(self) -> None:
-        before, self._changed = self._changed, asyncio.Event()
-        before.set()
+        if self._waiting:  # seldom: live streams do not wait
+            before, self._changed = self._changed, asyncio.Event()
+            before.set()

@@ -8,10 +8,12 @@ by the decoder) and silence all end it; none of them says that the run is over.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, Generic, TypeVar
 
 import aiohttp
@@ -134,7 +136,13 @@ class Source(Body[Draft]):
 
 def now_text() -> str:
     """The time by our clock, as every `created_at` of ours is written."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _text_of(int(time.time() * 1000))
+
+
+@lru_cache(maxsize=1)
+def _text_of(ms: int) -> str:
+    """Remembered, because every piece of every stream asks."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 async def chunks_of(body: aiohttp.StreamReader, patience_s: Callable[[], float | None]) -> AsyncGenerator[bytes]:

@@ -25,7 +25,7 @@ from relay.core.chunked import Chunked
 _HEAD_END: Final = b"\r\n\r\n"
 _HELD_BYTES: Final = 65_536
 """What nobody has taken yet; more, and the upstream has to wait."""
-_LOOK_S: Final = 0.25
+_LOOK_S: Final = 0.5
 
 _TAPPING: ContextVar[bool] = ContextVar("tapping", default=False)
 
