@@ -14,14 +14,14 @@ from benchmarks.contest import Contestant, Place, Relay
 from benchmarks.load import Load
 from benchmarks.measure import Arena, Row, Shape
 from benchmarks.profile import Profile
-from benchmarks.workloads import WORKLOADS, Turn, Workload
+from benchmarks.workloads import WORKLOADS, Turn
 from relay.store.embedded import EmbeddedServer
 
 EVENT_BYTES = 220
 """JSON of an event as viewers get it, about 235 bytes with its SSE framing. Relay gets smaller payloads, so that its
 events, which grow on their way, are as large as all others'."""
-_FIRST_PEERS = 1
-"""How many peers beside relay the short form takes: it asks whether all of it works, not how fast it is."""
+_SHORT_WITH_A_PEER = ("W1", "W2")
+"""Where the short form has the first peer beside relay; it asks whether all of it works, not how fast it is."""
 
 
 async def run(options: argparse.Namespace, load: Load, server: EmbeddedServer, directory: Path, *, pin: bool) -> Any:
@@ -68,7 +68,7 @@ async def _workload(
 ) -> dict[str, Any]:
     workload = WORKLOADS[name]
     shape = workload.shaped(short=options.short or not arena.load.fast)
-    turns = _turns(workload, options, field)
+    turns = _turns(name, options, field)
     rounds = []
     for number in range(1, options.rounds + 1):
         # The other way round every second time: whoever is first on a warm or a busy machine is not always the same.
@@ -83,11 +83,11 @@ async def _workload(
     return told
 
 
-def _turns(workload: Workload, options: argparse.Namespace, field: Mapping[str, Contestant]) -> list[Turn]:
-    here = [turn for turn in workload.turns if turn.who in field]
-    if options.profile:
-        return here[:1]
-    return here[: 1 + _FIRST_PEERS] if options.short else here
+def _turns(name: str, options: argparse.Namespace, field: Mapping[str, Contestant]) -> list[Turn]:
+    here = [turn for turn in WORKLOADS[name].turns if turn.who in field]
+    if options.profile or options.short:
+        return here[: 1 + (options.short and name in _SHORT_WITH_A_PEER)]
+    return here
 
 
 async def _turn(name: str, turn: Turn, arena: Arena, field: Mapping[str, Contestant], shape: Shape, number: str) -> Row:
