@@ -17,8 +17,8 @@ from typing import Any
 
 import orjson
 
-from benchmarks import campaign, curves, machine, plots, report
-from benchmarks.load import ROOT, Load, Violation
+from benchmarks import campaign, curves, machine, plots, report, rivals
+from benchmarks.load import ROOT, Load
 from benchmarks.workloads import WORKLOADS
 from relay.store.embedded import EmbeddedServer
 from relay.store.options import EmbeddedOptions
@@ -44,14 +44,13 @@ def main() -> int:
         server = EmbeddedServer.start(EmbeddedOptions(data_dir=str(Path(place) / "redis")))
         try:
             results = asyncio.run(campaign.run(options, load, server, Path(place), pin=pin))
-        except (Violation, TimeoutError, RuntimeError) as error:
-            print(f"\nFAILED: {error}", file=sys.stderr)
-            return 1
         finally:
             server.stop()
     if not options.profile:
         _keep(results, whole=_whole(options, load))
-    return 0
+    for name, why in results["failed"].items():
+        print(f"FAILED: {name}: {why}", file=sys.stderr)
+    return 1 if results["failed"] else 0
 
 
 def _options() -> argparse.Namespace:
@@ -59,7 +58,7 @@ def _options() -> argparse.Namespace:
     parse.add_argument("--short", action="store_true", help="small and once, for CI: does it work, is it whole")
     parse.add_argument("--only", help=f"these workloads: {','.join(WORKLOADS)}")
     parse.add_argument("--curves", nargs="?", const=",".join(curves.CURVES), help="cost curves instead (all, or these)")
-    parse.add_argument("--peers", help="beside relay, these contestants only (then nothing is written to the docs)")
+    parse.add_argument("--peers", help="beside relay, only these, or none (then nothing is written to the docs)")
     parse.add_argument("--rounds", type=int, help="how often everybody has a turn (default 3; 1 with --short)")
     parse.add_argument("--keep", action="store_true", help="write results and docs even of fewer than 3 rounds")
     parse.add_argument(
@@ -70,7 +69,7 @@ def _options() -> argparse.Namespace:
     options = parse.parse_args()
     options.only = _names(parse, options.only, WORKLOADS)
     options.curves = _names(parse, options.curves, curves.CURVES)
-    options.peers = _names(parse, options.peers)
+    options.peers = _names(parse, options.peers, [*rivals.KNOWN, "none"])
     options.rounds = options.rounds or (1 if options.short or options.profile else 3)
     return options
 
@@ -97,14 +96,13 @@ def _latest() -> dict[str, Any]:
 def _keep(results: dict[str, Any], *, whole: bool) -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / ("latest.json" if whole else "partial.local.json")
+    kept = campaign.merged(_latest(), results) if whole else results
+    path.write_bytes(orjson.dumps(kept, option=orjson.OPT_INDENT_2) + b"\n")
     if whole:
-        results = campaign.merged(_latest(), results)
-    path.write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2) + b"\n")
-    if whole:
-        _write_docs(results)
-    print(
-        f"\nrelay: 0 gaps, 0 repeats, nothing missing. Written: {path.name}{' and docs/benchmarks.md' if whole else ''}"
-    )
+        _write_docs(kept)
+    print(f"\nWritten: {path.name}{' and docs/benchmarks.md' if whole else ''}")
+    if not results["failed"]:
+        print("relay: 0 gaps, 0 repeats, nothing missing")
 
 
 def _write_docs(results: dict[str, Any]) -> None:

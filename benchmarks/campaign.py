@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import curves, machine, report, rivals
 from benchmarks.contest import Contestant, Place, Relay
-from benchmarks.load import Load
+from benchmarks.load import Load, Violation
 from benchmarks.measure import Arena, Row, Shape
 from benchmarks.profile import Profile
 from benchmarks.workloads import WORKLOADS, Turn
@@ -37,13 +38,25 @@ async def run(options: argparse.Namespace, load: Load, server: EmbeddedServer, d
     arena = Arena(load, place, EVENT_BYTES, _profile(options))
     if options.peers:
         field = {name: who for name, who in field.items() if name in ("relay", *options.peers)}
-    if options.curves:
-        return {"workloads": {}, "curves": await _curves(options, arena, field, facts)}
-    measured = {name: await _workload(name, options, arena, field) for name in options.only or WORKLOADS}
-    return {
-        "workloads": {name: {"facts": facts, "skipped": absent, **said} for name, said in measured.items()},
-        "curves": {},
-    }
+    results: dict[str, Any] = {"workloads": {}, "curves": {}, "failed": {}}
+    for name in [] if options.curves else options.only or WORKLOADS:
+        async with _noted(name, results["failed"]):
+            told = await _workload(name, options, arena, field)
+            results["workloads"][name] = {"facts": facts, "skipped": absent, **told}
+    for name in options.curves:
+        async with _noted(name, results["failed"]):
+            results["curves"][name] = {"facts": facts, **await curves.draw(name, arena, field)}
+    return results
+
+
+@asynccontextmanager
+async def _noted(name: str, failed: dict[str, str]) -> AsyncIterator[None]:
+    """What went wrong with relay is written down, and the next workload has its turn."""
+    try:
+        yield
+    except (Violation, TimeoutError, RuntimeError, OSError) as error:
+        failed[name] = f"{type(error).__name__}: {error}"
+        print(f"\nFAILED: {name}: {failed[name]}\n", flush=True)
 
 
 def merged(latest: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +89,7 @@ async def _workload(
         taken = [await _turn(name, turn, arena, field, shape, f"{number}/{options.rounds}") for turn in order]
         rows = [row for row in taken if row is not None]
         rounds.append(sorted(rows, key=lambda row: [turn.name for turn in turns].index(row["contestant"])))
-    told = {"what": workload.told(shape), "rounds": rounds, "summary": report.summary(name, rounds)}
+    told: dict[str, Any] = {"what": workload.told(shape), "rounds": rounds, "summary": report.summary(name, rounds)}
     if not options.profile and not options.short:
         print(f"\n{name}: {told['what']}\n{report.table(name, told['summary'])}")
         print("\n".join(["", *report.fell_short(told["summary"])]), flush=True)
@@ -90,7 +103,10 @@ def _turns(name: str, options: argparse.Namespace, field: Mapping[str, Contestan
     return here
 
 
-async def _turn(name: str, turn: Turn, arena: Arena, field: Mapping[str, Contestant], shape: Shape, number: str) -> Row:
+async def _turn(
+    name: str, turn: Turn, arena: Arena, field: Mapping[str, Contestant], shape: Shape, number: str
+) -> Row | None:
+    """None: a peer could not be measured. It is said, and the campaign goes on without that row; of relay it ends it."""
     began = time.monotonic()
     print(f"{name:8} {number}  {turn.name:15} ", end="", flush=True)
     # Less for slow peers is less than the full form, not more than the short one.
@@ -116,10 +132,3 @@ def _brief(name: str, row: Row) -> str:
     keys = [key for key in (workload.metric, *workload.columns) if key in row][:5]
     told = ", ".join(f"{report.COLUMNS[key][0]} {format(row[key], report.COLUMNS[key][1])}" for key in keys)
     return told + (f"  INCOMPLETE: {', '.join(row['faults'])}" if row["faults"] else "")
-
-
-# --- curves ----------------------------------------------------------------------------------------------------------
-async def _curves(
-    options: argparse.Namespace, arena: Arena, field: Mapping[str, Contestant], facts: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {name: {"facts": facts, **await curves.draw(name, arena, field)} for name in options.curves}

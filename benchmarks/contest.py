@@ -141,7 +141,7 @@ class Sourced(Stand):
         pipe = self.redis.pipeline(transaction=False)
         for key in keys:
             pipe.xlen(key)
-        return sum(await pipe.execute()) >= events
+        return bool(sum(await pipe.execute()) >= events)
 
     async def pumped(self, runs: int) -> None:
         """Make relay pump these runs although nobody watches them, and wait until it has nothing more to do."""

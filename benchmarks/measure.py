@@ -57,7 +57,7 @@ async def live(arena: Arena, who: Contestant, shape: Shape) -> Row:
         redis_cpu = machine.cpu_s([arena.place.redis_pid])
         async with watched(arena, stand, shape):
             seen = await _viewed(arena, stand, shape)
-        row = {**_counted(who, seen), "stalled": shape.stalled}
+        row = {**_counted(who, seen, _planned(shape)), "stalled": shape.stalled}
         if isinstance(stand, Sourced):
             used = machine.cpu_s([arena.place.redis_pid]) - redis_cpu
             row["redis_us_per_event"] = 1e6 * used / max(1, seen.sent)
@@ -79,8 +79,13 @@ async def _viewed(arena: Arena, stand: Stand, shape: Shape) -> Seen:
         *(["--ws"] if shape.websocket else []),
         port=stand.port, path=path, pub=stand.publisher, conns=shape.viewers, runs=shape.runs, stalled=shape.stalled,
         inflight=min(shape.viewers, 128), size=payload_bytes(arena, stand, shape), settle_ms=shape.settle_ms,
-        pids=_list(stand.pids), **pace,
+        pids=_list(stand.pids), limit=60 + shape.settle_ms / 250, **pace,
     )  # fmt: skip
+
+
+def _planned(shape: Shape) -> int:
+    """Events the publisher should send."""
+    return shape.events if shape.rate is None else int(shape.rate * shape.runs * shape.secs)
 
 
 def payload_bytes(arena: Arena, stand: Stand, shape: Shape) -> int:
@@ -91,10 +96,13 @@ def _list(pids: list[int]) -> str:
     return ",".join(map(str, pids))
 
 
-def _counted(who: Contestant, seen: Seen) -> Row:
+def _counted(who: Contestant, seen: Seen, planned: int = 0) -> Row:
     """Raises Violation: relay must be whole, always; of others it is said how much they delivered."""
-    if seen.faults and who.name == "relay":
-        raise Violation(f"relay: {', '.join(seen.faults)} ({seen.delivered} of {seen.expected} delivered)")
+    faults = seen.faults
+    if seen.sent < planned:
+        faults.append(f"only {seen.sent} of {planned} events published in time")
+    if faults and who.name == "relay":
+        raise Violation(f"relay: {', '.join(faults)} ({seen.delivered} of {seen.expected} delivered)")
     return {
         "deliveries_per_cpu_s": seen.deliv_per_srv_cpu_s,
         "delivered_per_s": seen.deliv_per_s,
@@ -106,7 +114,7 @@ def _counted(who: Contestant, seen: Seen) -> Row:
         "rss_mb": seen.rss2_kb / 1024,
         "rss_grown_mb": (seen.rss2_kb - seen.rss1_kb) / 1024,
         "delivered_share": round(seen.share, 4),
-        "faults": seen.faults,
+        "faults": faults,
     }
 
 
@@ -150,7 +158,7 @@ async def _live_meanwhile(arena: Arena, who: Contestant, stand: Stand, shape: Sh
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-    _counted(who, seen)
+    _counted(who, seen, _planned(on_live))
     return float(seen.p99_ms)
 
 

@@ -155,6 +155,7 @@ def document(results: Mapping[str, Any], plots: Sequence[str]) -> str:
     for name, workload in workloads.items():
         parts += ["", f"### {name}: {WORKLOADS[name].title}", "", workload["what"], ""]
         parts += [table(name, workload["summary"]), "", *fell_short(workload["summary"])]
+        parts += [f"Skipped, {', '.join(workload['skipped'])}: not installed.\n"] if workload["skipped"] else []
         parts += [f"{len(workload['rounds'])} rounds · {told(workload['facts'])}"]
     for name, curve in results.get("curves", {}).items():
         parts += ["", f"### Cost against {name}", "", curve["what"], "", _curve_table(curve), "", told(curve["facts"])]

@@ -206,7 +206,7 @@ def present(load: Load, place: Place) -> tuple[dict[str, Contestant], dict[str, 
     """Those that can be started here by name, and why the others cannot."""
     found: dict[str, Contestant] = {}
     absent: dict[str, str] = {}
-    for name, (needs, make) in _KNOWN.items():
+    for name, (needs, make) in KNOWN.items():
         why = "; ".join(filter(None, (need(load) for need in needs)))
         if why:
             absent[name] = why
@@ -261,7 +261,7 @@ def _aiohttp_queue(_: Load, place: Place) -> Contestant:
     return Fed("aiohttp-queue", "aiohttp, a queue and a task per viewer, memory only", command, place)
 
 
-_KNOWN: dict[str, tuple[tuple[Need, ...], Callable[[Load, Place], Contestant]]] = {
+KNOWN: dict[str, tuple[tuple[Need, ...], Callable[[Load, Place], Contestant]]] = {
     "c-each": ((_source("cfan.c"), _program("gcc", "gcc")), _c_server("each", "one send per event")),
     "c-batch": ((_source("cfan.c"), _program("gcc", "gcc")), _c_server("batch", "one send per read")),
     "nchan": (

@@ -103,7 +103,7 @@ class Viewer(asyncio.Protocol):
         return _EVENT.findall(lines)
 
     def _unchunked(self) -> bytes:
-        parts = []
+        parts: list[bytes] = []
         while True:
             size, found, rest = self._raw.partition(b"\r\n")
             length = int(size, 16) if found else 0

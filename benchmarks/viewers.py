@@ -116,10 +116,10 @@ async def _measured(options: argparse.Namespace, tally: Tally, readers: int, dea
     if options.rate:
         await publisher.open_loop(options.rate * options.runs, options.secs)
     else:
-        window = options.window
+        window: int = options.window
 
         def room(then: int) -> bool:
-            return tally.delivered * options.runs >= (then - window) * readers
+            return bool(tally.delivered * options.runs >= (then - window) * readers)
 
         await asyncio.wait_for(publisher.closed_loop(options.events, options.burst, room), options.limit)
     expected = publisher.sent * readers // options.runs

@@ -61,7 +61,7 @@ async def test_a_viewer_sees_gaps_repeats_and_a_missing_start() -> None:
 def seen(**told: Any) -> Seen:
     names = "deliv_per_srv_cpu_s deliv_per_s srv_cpu_pct p50_ms p90_ms p99_ms p999_ms max_ms cli_cpu_pct late_pub"
     numbers = dict.fromkeys([*names.split(), "rss1_kb", "rss2_kb"], 1.0)
-    counts = {"expected": 100, "delivered": 100, "gaps": 0, "dups": 0, "bad": 0, "errs": 0, "closed": 0}
+    counts = {"sent": 10, "expected": 100, "delivered": 100, "gaps": 0, "dups": 0, "bad": 0, "errs": 0, "closed": 0}
     return Seen({**numbers, **counts, **told})
 
 
@@ -84,6 +84,14 @@ def test_relay_is_whole_or_there_is_no_result_and_of_peers_it_is_said(fault: dic
     with pytest.raises(Violation):
         _counted(Named("relay"), seen(**fault))
     assert _counted(Named("nchan"), seen(**fault))["faults"]
+
+
+def test_a_publisher_that_ran_out_of_time_is_no_result() -> None:
+    nothing = seen(sent=0, expected=0, delivered=0)
+    assert _counted(Named("nchan"), nothing, 10)["faults"] == ["only 0 of 10 events published in time"]
+    with pytest.raises(Violation):
+        _counted(Named("relay"), nothing, 10)
+    assert _counted(Named("relay"), seen(), 10)["faults"] == []
 
 
 # --- the feed --------------------------------------------------------------------------------------------------------
