@@ -69,7 +69,7 @@ def _ratios(workloads: Mapping[str, Any], path: Path) -> str:
     figure, axes = pyplot.subplots(figsize=(9, 0.3 * len(bars) + 1.4), layout="constrained")
     for at, (_, ratio, low, high, who) in enumerate(bars):
         axes.barh(at, ratio, color=_COLOURS.get(who, _OTHER), xerr=[[ratio - low], [high - ratio]], capsize=2)
-        axes.text(max(high, 1) * 1.06, at, f"{ratio:.2f}", va="center")
+        axes.text(max(high, 1) * 1.06, at, f"{ratio:.3g}", va="center")
     axes.set_yticks(range(len(bars)), [bar[0] for bar in bars])
     axes.axvline(1, color="#0b7285", linewidth=1)
     axes.set_xscale("log")

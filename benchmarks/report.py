@@ -112,12 +112,19 @@ def fell_short(rows: Sequence[Row]) -> list[str]:
 
 
 def told(facts: Mapping[str, Any]) -> str:
+    return f"{_when(facts)} · {_where(facts)}"
+
+
+def _when(facts: Mapping[str, Any]) -> str:
+    return f"{facts['date']} · commit {facts['commit']} · load {facts['load_before']} before the start"
+
+
+def _where(facts: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
     pinned = "server on core 0, everything else on core 1" if facts["pinned"] else "NOT pinned: one core only"
     return (
-        f"{facts['date']} · {facts['commit']} · {facts['cpu']}, {facts['cores']} cores ({pinned}), load "
-        f"{facts['load_before']} before the start · {facts['system']} · Python {facts['python']} · {facts['redis']} · "
-        f"{packages} · viewers: {facts['load_client']}"
+        f"{facts['cpu']}, {facts['cores']} cores ({pinned}) · {facts['system']} · Python {facts['python']} · "
+        f"{facts['redis']} · {packages} · viewers: {facts['load_client']}"
     )
 
 
@@ -126,41 +133,43 @@ def ahead(workloads: Mapping[str, Any]) -> list[str]:
     """Whoever does better than relay in the number a workload's ratios are about."""
     lines = []
     for name, workload in workloads.items():
-        known = WORKLOADS[name]
+        less = WORKLOADS[name].less_is_better
         better = [
-            f"{row['contestant']} (relay has {row['relay_ratio']:.2f} of its {COLUMNS[known.metric][0]})"
+            f"{row['contestant']} ({row['relay_ratio']:.2f})"
             for row in workload["summary"]
             if row["contestant"] not in ("relay", "relay, no stall")
-            and (row["relay_ratio"] > 1 if known.less_is_better else row["relay_ratio"] < 1)
+            and (row["relay_ratio"] > 1 if less else row["relay_ratio"] < 1)
         ]
         if better:
-            lines.append(f"- {name}: {', '.join(better)}")
+            lines.append(f"- {name}, {COLUMNS[WORKLOADS[name].metric][0]}: {', '.join(better)}")
     return lines
 
 
 def document(results: Mapping[str, Any], plots: Sequence[str]) -> str:
     """What stands between the markers. The same results give the same text."""
     workloads = {name: results["workloads"][name] for name in WORKLOADS if name in results["workloads"]}
-    if not workloads:
+    curves = results.get("curves", {})
+    if not workloads and not curves:
         return "Nothing has been measured in this form yet: `make bench` writes it here.\n"
+    bar = [["medians over the rounds", "goal", "measured", "met"], *goals.lines(workloads)]
     parts = [
-        "### The bar",
-        "",
-        aligned([["medians over the rounds", "goal", "measured", "met"], *goals.lines(workloads)]),
-        "",
-        "### Who is ahead of relay",
-        "",
+        f"{where}\n" for where in dict.fromkeys(_where(one["facts"]) for one in [*workloads.values(), *curves.values()])
     ]
-    parts += ahead(workloads) or ["Nobody, in any workload."]
-    for name, workload in workloads.items():
-        parts += ["", f"### {name}: {WORKLOADS[name].title}", "", workload["what"], ""]
-        parts += [table(name, workload["summary"]), "", *fell_short(workload["summary"])]
-        parts += [f"Skipped, {', '.join(workload['skipped'])}: not installed.\n"] if workload["skipped"] else []
-        parts += [f"{len(workload['rounds'])} rounds · {told(workload['facts'])}"]
-    for name, curve in results.get("curves", {}).items():
-        parts += ["", f"### Cost against {name}", "", curve["what"], "", _curve_table(curve), "", told(curve["facts"])]
-    parts += ["", "### Pictures", "", *(f"![{Path(plot).stem}]({plot})\n" for plot in plots)] if plots else [""]
-    return "\n".join(parts)
+    parts += ["### The bar", "", aligned(bar), "", "### Who is ahead of relay", ""]
+    parts += ["In brackets: relay's number divided by theirs.", "", *(ahead(workloads) or ["Nobody, in any workload."])]
+    parts += [line for name, workload in workloads.items() for line in _section(name, workload)]
+    for name, curve in curves.items():
+        parts += ["", f"### Cost against {name}", "", curve["what"], "", _curve_table(curve), "", _when(curve["facts"])]
+    parts += ["", "### Pictures", *(f"\n![{Path(plot).stem}]({plot})" for plot in plots)] if plots else []
+    return "\n".join([*parts, ""])
+
+
+def _section(name: str, workload: Mapping[str, Any]) -> list[str]:
+    lines = ["", f"### {name}: {WORKLOADS[name].title}", "", workload["what"], "", table(name, workload["summary"]), ""]
+    lines += [f"{line}\n" for line in fell_short(workload["summary"])]
+    lines += [f"Not there: {', '.join(workload['skipped'])}.\n"] if workload["skipped"] else []
+    rounds = len(workload["rounds"])
+    return [*lines, f"{rounds} round{'s' if rounds != 1 else ''} · {_when(workload['facts'])}"]
 
 
 def _curve_table(curve: Mapping[str, Any]) -> str:

@@ -144,7 +144,7 @@ def test_goals_say_met_missed_and_not_measured() -> None:
 
 def test_who_is_ahead_is_named() -> None:
     workload = {"W1": {"summary": report.summary("W1", [turn(50, 100)])}}
-    assert report.ahead(workload) == ["- W1: c-each (relay has 0.50 of its deliveries per CPU-s)"]
+    assert report.ahead(workload) == ["- W1, deliveries per CPU-s: c-each (0.50)"]
     assert report.ahead({"W1": {"summary": report.summary("W1", [turn(150, 100)])}}) == []
 
 
