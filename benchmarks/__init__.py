@@ -6,7 +6,7 @@
     campaign.py   rounds and turns
     workloads.py  what is done to whom: a table
     curves.py     the same against one size at a time
-    measure.py    the ways to measure, and what counts as correct; ingest.py: the one without viewers
+    measure.py    the ways to measure, and what counts as correct; ingest.py: without viewers; late.py: one at a time
     contest.py    the contestants as one shape, relay first; rivals.py: the servers it is compared with
     upstream.py   the scripted upstream with a feed for the publisher
     load.py       the load client: in C where it is at hand, else viewers.py and viewer.py

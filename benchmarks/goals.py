@@ -91,6 +91,7 @@ GOALS: tuple[Goal, ...] = (
     Goal("W4", "delivered/s ÷ c-batch", 0.8, ratio("delivered_per_s", "c-batch")),
     Goal("W4", "delivered/s ÷ nchan", 40, ratio("delivered_per_s", "nchan")),
     Goal("W4", "live viewers' p99 meanwhile", 30, own("live_p99_ms"), at_least=False, unit=" ms"),
+    Goal("late", "(bytes until up to date − 4 KB) ÷ the run's text", 1.2, own("bytes_beyond_text"), at_least=False),
     Goal("W5", "memory per idle viewer ÷ nchan", 0.3, ratio("kb_per_viewer", "nchan"), at_least=False),
     Goal("W5", "memory per idle viewer", 3, own("kb_per_viewer"), at_least=False, unit=" KB"),
     Goal("W6", "accepts/s ÷ c-each", 0.6, ratio("accepts_per_s", "c-each")),

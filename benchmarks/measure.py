@@ -43,6 +43,8 @@ class Shape:
     stalled: int = 0
     """So many of the viewers never read."""
     websocket: bool = False
+    snapshot: bool = False
+    """Late joiners ask for one."""
     settle_ms: int = 1500
     """Between the last connect and the first event; runs are followed upstream by then."""
     size: int | None = None

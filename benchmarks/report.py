@@ -28,6 +28,11 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "all_caught_up_s": ("all caught up, s", ".2f"),
     "mbytes_per_s": ("MB/s", ",.0f"),
     "live_p99_ms": ("live viewers' p99 ms", ".1f"),
+    "late_kb": ("KB until up to date", ",.0f"),
+    "bytes_beyond_text": ("(bytes − 4 KB) ÷ text", ".2f"),
+    "first_frame_ms": ("first frame, ms", ",.1f"),
+    "caught_up_ms": ("up to date, ms", ",.1f"),
+    "cpu_ms_per_joiner": ("CPU ms per joiner", ",.1f"),
     "kb_per_viewer": ("KB per viewer", ",.1f"),
     "rss_mb": ("RSS MB", ",.0f"),
     "rss_grown_mb": ("RSS grown MB", ",.1f"),
@@ -137,7 +142,7 @@ def ahead(workloads: Mapping[str, Any]) -> list[str]:
         better = [
             f"{row['contestant']} ({row['relay_ratio']:.2f})"
             for row in workload["summary"]
-            if row["contestant"] not in ("relay", "relay, no stall")
+            if not row["contestant"].startswith("relay")
             and (row["relay_ratio"] > 1 if less else row["relay_ratio"] < 1)
         ]
         if better:

@@ -23,6 +23,8 @@ from tests.support.upstream import ScriptedUpstream
 from tests.support.upstream_stream import Stream
 
 PREFIX = "run-"
+DELTA = "token "
+"""The text of every event."""
 _HEAD = struct.Struct("<II")
 
 
@@ -32,7 +34,8 @@ class Track:
     def __init__(self, run: Run, followers: list[Stream]) -> None:
         self.run = run
         self._followers = followers
-        self._after = b',"content_delta":"token "},"run_id":"%b","seq":%%d,"ts":"' % run.run_id.encode()
+        names = (DELTA.encode(), run.run_id.encode())
+        self._after = b',"content_delta":"%b"},"run_id":"%b","seq":%%d,"ts":"' % names
 
     def write(self, data: bytes, ts: bytes) -> bool:
         """Append one event and hand it to every follower at rest; True: some follower lags and must be woken."""

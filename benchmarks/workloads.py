@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.contest import Contestant
 from benchmarks.ingest import ingest
+from benchmarks.late import late
 from benchmarks.measure import Arena, Row, Shape, idle, join, live
 
 
@@ -127,6 +128,18 @@ WORKLOADS: dict[str, Workload] = {
         join,
         "delivered_per_s",
         ("all_caught_up_s", "deliveries_per_cpu_s", "mbytes_per_s", "client_cpu_pct", "live_p99_ms"),
+    ),
+    "late": Workload(
+        "Late joiners with a snapshot",
+        "A run with {events:,} deltas, all of them one message; {viewers} viewers join one by one, with `snapshot=1` "
+        "or (replay) without.",
+        Shape(viewers=20, events=68_000, snapshot=True),
+        {"viewers": 5, "events": 5_000},
+        (Turn("relay"), Turn("relay", "relay, replay", {"viewers": 3, "snapshot": False})),
+        late,
+        "late_kb",
+        ("bytes_beyond_text", "first_frame_ms", "caught_up_ms", "cpu_ms_per_joiner"),
+        less_is_better=True,
     ),
     "W5": Workload(
         "Memory of idle viewers",
