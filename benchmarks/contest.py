@@ -129,6 +129,15 @@ class Sourced(Stand):
     writer: Writer = field(default_factory=lambda: Writer(0))
     key: Callable[[str], str] = str
     """Run id -> its stream in Redis."""
+    process: asyncio.subprocess.Process | None = None
+    """The upstream's."""
+
+    async def awake(self) -> None:
+        """Wait until the upstream serves. Raises RuntimeError."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        if await asyncio.wait_for(self.process.stdout.readline(), 30) != b"ready\n":
+            raise RuntimeError("the upstream did not start")
 
     def keys(self, runs: int) -> list[str]:
         return [self.key(f"{PREFIX}{run}") for run in range(runs)]
@@ -168,30 +177,24 @@ class Sourced(Stand):
 
 @asynccontextmanager
 async def sourced(place: Place, runs: int) -> AsyncIterator[Sourced]:
-    """An upstream with its runs and an empty Redis; who reads the one and writes to the other is still to come."""
+    """An empty Redis and an upstream that is about to come up (`awake`); who reads the one and writes to the other is
+    still to come, and may start meanwhile."""
     client = redis.asyncio.Redis.from_url(place.redis_url)
     await client.flushall()
-    process, url, feed = await _upstream(runs, place)
+    port, feed = machine.free_port(), machine.free_port()
+    command = [sys.executable, "-m", "benchmarks.upstream", "--runs", runs, "--port", port, "--feed", feed]
+    with machine.core(machine.REST_CORE, place.pin):
+        process = await asyncio.create_subprocess_exec(*map(str, command), cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
     try:
         writer = Writer(feed)
         yield Sourced(
-            port=0, pids=[], publisher=f"bin:{feed}", live="", write=writer, upstream=url, redis=client, writer=writer
-        )
+            port=0, pids=[], publisher=f"bin:{feed}", live="", write=writer, redis=client, writer=writer,
+            upstream=f"http://127.0.0.1:{port}", process=process,
+        )  # fmt: skip
     finally:
         await machine.end(process)
         await client.aclose()
-
-
-async def _upstream(runs: int, place: Place) -> tuple[asyncio.subprocess.Process, str, int]:
-    """The process, its URL and the port of its feed."""
-    command = [sys.executable, "-m", "benchmarks.upstream", "--runs", str(runs)]
-    with machine.core(machine.REST_CORE, place.pin):
-        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
-    assert process.stdout is not None
-    said = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().split()
-    if len(said) != 2:
-        raise RuntimeError(f"the upstream did not start: {said}")
-    return process, said[0], int(said[1])
 
 
 # --- relay -----------------------------------------------------------------------------------------------------------
@@ -216,6 +219,7 @@ class Relay:
             stand.port, stand.pids, stand.grown = port, [process.pid], self._grown
             stand.live = stand.history = stand.websocket = f"/v1/runs/{PREFIX}%d/events"
             stand.key = _log_key
+            await stand.awake()
             yield stand
 
     @asynccontextmanager

@@ -188,6 +188,7 @@ class HandPump:
     @asynccontextmanager
     async def up(self, runs: int) -> AsyncIterator[Sourced]:
         async with sourced(self.place, runs) as stand:
+            await stand.awake()
             command = [sys.executable, "-m", "benchmarks.peers.redis_pump", stand.upstream, self.place.redis_url]
             process = await started([*command, PREFIX, runs], self.place, "redis-pump", stdout=asyncio.subprocess.PIPE)
             try:

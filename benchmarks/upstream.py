@@ -1,6 +1,6 @@
 """The scripted upstream with a binary feed: what arrives on a socket becomes events of its runs, at once.
 
-    python -m benchmarks.upstream --runs N        prints "URL FEED_PORT", then serves
+    python -m benchmarks.upstream --runs N --port P --feed F      prints "ready", then serves
 
 The feed is the one the other servers of the benchmark take: `[u32 run][u32 size][JSON object]…`, little-endian. The
 object becomes the `data` of a `message.delta` of run `run-<n>`, with one short `content_delta` behind its own fields, so
@@ -74,19 +74,21 @@ class Feed(asyncio.Protocol):
             self._tracks[number].run.wake()
 
 
-async def main(runs: int) -> None:
+async def main(runs: int, port: int, feed: int) -> None:
     up = ScriptedUpstream()
-    await up.start()
+    await up.start(port=port)
     ids = [up.add_run(run_id=f"{PREFIX}{number}") for number in range(runs)]
     tracks = [Track(up.run(run_id), up.traffic.followers(run_id)) for run_id in ids]
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    server = await loop.create_server(lambda: Feed(tracks), "127.0.0.1", 0)
-    print(f"{up.url} {server.sockets[0].getsockname()[1]}", flush=True)  # who started us waits for this line
+    await loop.create_server(lambda: Feed(tracks), "127.0.0.1", feed)
+    print("ready", flush=True)  # who started us waits for this line
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     await stop.wait()
 
 
 if __name__ == "__main__":
     parse = argparse.ArgumentParser(prog="python -m benchmarks.upstream")
-    parse.add_argument("--runs", type=int, default=1)
-    uvloop.run(main(parse.parse_args().runs))
+    for name in ("runs", "port", "feed"):
+        parse.add_argument(f"--{name}", type=int, required=True)
+    options = parse.parse_args()
+    uvloop.run(main(options.runs, options.port, options.feed))
