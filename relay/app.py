@@ -97,8 +97,8 @@ class App:
             want_s=settings.ingest.unwanted_s,
         )
         self._tokens = Tokens(token_secret)
-        self._once = Once(self._store, keys)
-        self._resends = Resends(self._store, keys)
+        self._once = Once(self._store, keys, answer_s=settings.ingest.answer_s)
+        self._resends = Resends(self._store, keys, answer_s=settings.ingest.answer_s)
         self._pulse = Pulse(settings.limits.connections)
         self._public: list[web.BaseSite] = []
         self._say = telemetry.logger()

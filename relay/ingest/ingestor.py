@@ -38,6 +38,8 @@ from relay.store.log import Log, Scan
 _PROBE_S: Final = 10.0
 _SCAN_S: Final = 1.0
 _SHARE_S: Final = 0.02
+_AWAY_S: Final = 0.1
+"""How soon it is looked again whether Redis is back."""
 _CLAIMS: Final = 64
 """Most orphans of one partition that one scan claims: a fleet that lost an owner shares what it left behind."""
 
@@ -79,10 +81,14 @@ class Ingestor:
         self._tags = list(log.keys.tags())
         self._heard: set[str] = set()
         """Partitions that answered the last scan."""
+        self._lost: set[str] = set()
+        """Partitions that a pump found away since."""
         self._held: dict[str, float] = {}
         """Partitions that came back, and until when their owners go first."""
+        self._returned_until = 0.0
+        """Until then nothing is claimed that was not ours, whoever wants it: Redis came back, and its owners go first."""
         self._hold_until = 0.0
-        """Until then nothing is claimed that was not ours: Redis came back, or its clock was set; its owners go first."""
+        """The same for orphans: the clock of Redis was set."""
 
     # --- what others ask for ----------------------------------------------------------------------------------------
     def watch(self, key: RunKey) -> None:
@@ -197,12 +203,25 @@ class Ingestor:
             if intake is not None:
                 intake.close()
             return
-        if orphan and time.monotonic() < self._hold_until:
+        if orphan and (time.monotonic() < self._hold_until or self._held_s(key) > 0):
             return
         pumped = self._pumped[key] = _Pumped(self._make(key, intake=intake))
         pumped.task = self._tasks.create_task(self._pump(key, pumped), name=f"pump {key}")
 
+    def _held_s(self, key: RunKey) -> float:
+        """For how long a run that was not ours is left to its owner, who cannot have renewed while Redis was away."""
+        tag, now = self._tags[self._log.keys.partition(key)], time.monotonic()
+        if self._away or tag in self._lost:
+            return _AWAY_S
+        return max(self._returned_until, self._held.get(tag, 0.0)) - now
+
     def _make(self, key: RunKey, *, intake: Intake | None = None) -> Tenure:
+        made = self._made(key, intake)
+        tag = self._tags[self._log.keys.partition(key)]
+        made.yields(lambda: self._held_s(key), lambda: self._lost.add(tag))
+        return made
+
+    def _made(self, key: RunKey, intake: Intake | None) -> Tenure:
         upstream, log, options = self._upstreams[key.upstream], self._log, self._options
         if isinstance(upstream, OwnUpstream):
             return OwnPump(
@@ -298,16 +317,16 @@ class Ingestor:
             self._hold_returned(found.clocks)
             random.shuffle(found.orphans)
             for key in found.orphans:
-                if self._tags[self._log.keys.partition(key)] not in self._held:
-                    self._start(key, orphan=True)
+                self._start(key, orphan=True)
             if found.soonest_s is not None:
                 pause_s = min(_SCAN_S, found.soonest_s + 0.005)
 
     def _hold_returned(self, heard: Mapping[str, float]) -> None:
         """A part of Redis that was away and is back: there, too, owners go first."""
         now = time.monotonic()
-        back = heard.keys() - self._heard if self._heard else ()
+        back = (heard.keys() - self._heard if self._heard else set[str]()) | (heard.keys() & self._lost)
         self._heard = set(heard)
+        self._lost -= heard.keys()
         self._held = {tag: until for tag, until in self._held.items() if until > now}
         self._held |= dict.fromkeys(back, now + self._options.lease_s)
 
@@ -330,5 +349,5 @@ class Ingestor:
             return default
         if self._away:
             self._away = False
-            self._hold_until = time.monotonic() + self._options.lease_s
+            self._returned_until = time.monotonic() + self._options.lease_s
         return answer

@@ -35,6 +35,11 @@ class UpstreamOptions:
 
 @dataclass(frozen=True, slots=True)
 class IngestOptions:
+    @property
+    def answer_s(self) -> float:
+        """How long a whole answer of an upstream may take, its head included."""
+        return self.connect_timeout_s * 3
+
     linger_s: float = 15.0
     """How long we go on listening after the terminal event (titles come late) before the run is sealed."""
     stall_s: float = 45.0

@@ -23,7 +23,7 @@ from relay.store.findings import OVERLAP_US, Findings, Memory
 _PAGES: Final = 5
 """Most pages of new runs, and most of active ones, that one look asks for."""
 _AHEAD_US: Final = 60 * 1_000_000
-"""So much the upstream's clock may be ahead of ours; a run from further in the future is a mistake of somebody's."""
+"""So much a run may be ahead of its upstream's clock (its answers' `Date`); one from further in the future is a mistake."""
 
 
 class Search:
@@ -89,7 +89,7 @@ class Search:
                 (row.run_id for row in unmet if not self._is_history(row)),
                 {row.run_id: row.created_us for row in unmet if row.created_us is not None},
             )
-            self._newest_us = max(self._newest_us, _newest_us(rows))
+            self._newest_us = max(self._newest_us, self._newest_of(rows))
             self._new.turn(rows, count)
             if self._new.over:
                 await self._advance()
@@ -100,7 +100,7 @@ class Search:
         if self._mark_us is not None:
             return Walk(size, since_us=self._mark_us - OVERLAP_US if self._mark_us else None)
         rows, count = await self._read(RunsQuery(limit=size))
-        self._history_us = _newest_us(rows) or (time.time_ns() // 1000 if count else 0)
+        self._history_us = self._newest_of(rows) or (self._now_us() if count else 0)
         return Walk(size, since_us=self._history_us - OVERLAP_US if self._history_us else None)
 
     def _is_history(self, row: Row) -> bool:
@@ -141,6 +141,20 @@ class Search:
         self._active = set()
 
     # --- small ------------------------------------------------------------------------------------------------------
+    def _now_us(self) -> int:
+        """By the upstream's own clock: its runs are dated by that, ours may be wrong by hours."""
+        return int(self._upstream.now_s() * 1_000_000)
+
+    def _newest_of(self, rows: Iterable[Row]) -> int:
+        """When the newest of these was made; 0 if none says so.
+
+        One that claims to be from the future does not count, or it would hide all that come after it.
+        """
+        latest_us = self._now_us() + _AHEAD_US
+        return max(
+            (row.created_us for row in rows if row.created_us is not None and row.created_us <= latest_us), default=0
+        )
+
     async def _page(self, walk: Walk) -> tuple[list[Row], int]:
         return await self._read(walk.query())
 
@@ -172,14 +186,3 @@ class Search:
         self._seen.update(seen)
         for run_id, wanted in opened.items():
             self._found.add(run_id, wanted=wanted)
-
-
-def _newest_us(rows: Iterable[Row]) -> int:
-    """When the newest of these was made; 0 if none says so.
-
-    One that claims to be from the future does not count, or it would hide all that come after it.
-    """
-    latest_us = time.time_ns() // 1000 + _AHEAD_US
-    return max(
-        (row.created_us for row in rows if row.created_us is not None and row.created_us <= latest_us), default=0
-    )

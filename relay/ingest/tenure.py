@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from relay import telemetry
@@ -28,6 +29,9 @@ class Tenure:
         self.decided = asyncio.Event()
         """Set once it is known who owns the run: this pump, or another."""
         self._nudged = asyncio.Event()
+        self._owned = False
+        self._held_s: Callable[[], float] = lambda: 0.0
+        self._lost: Callable[[], None] = lambda: None
         self._log = log
         self._options = options
         self._scope: asyncio.Timeout | None = None
@@ -36,6 +40,10 @@ class Tenure:
     async def probe(self) -> None:
         """A reader has seen more of a sealed run than its log holds: read once what the upstream has behind its end."""
         raise NotImplementedError
+
+    def yields(self, held_s: Callable[[], float], lost: Callable[[], None]) -> None:
+        """A run this pump never owned is left to its owner while `held_s()` is more than 0; `lost`: Redis is away."""
+        self._held_s, self._lost = held_s, lost
 
     @property
     def keeps(self) -> bool:
@@ -55,6 +63,7 @@ class Tenure:
         backoff = self._backoff()
         seen_left_s: float | None = None
         while True:
+            await self._let_owners_go_first()
             try:
                 self._nudged.clear()  # before we ask: whoever lets go after the answer wakes us
                 claim = await self._log.claim(self.key)
@@ -65,16 +74,22 @@ class Tenure:
                     seen_left_s = await self._look_at_lease_again(claim)
                     continue
                 backoff, seen_left_s = self._backoff(), None
+                self._owned = self._owned or claim.lease is not None
                 await self._owning(claim)
                 return True
             except (LogMoved, LeaseLost) as error:
                 self.lease = None
                 self._say.info("pump.reclaim", reason=error.code)
             except StoreUnavailable:
+                self._lost()
                 await asyncio.sleep(backoff.pause_s(random.random()))  # noqa: S311  (jitter, not a secret)
                 backoff = backoff.failed()
             except TimeoutError:  # only `interrupt` ends the scope of `_owning` early
                 self._say.info("pump.reclaim", reason="interrupted")
+
+    async def _let_owners_go_first(self) -> None:
+        while not self._owned and not self.keeps and (held_s := self._held_s()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(held_s)
 
     async def _look_at_lease_again(self, left_s: float) -> float:
         """Wait long enough to see whether another owner's lease is renewed: it may have died just now.

@@ -50,6 +50,7 @@ class Client:
         self._trying = asyncio.Lock()
         self._token = options.token.value if options.token else ""
         self._connect_s = ingest.connect_timeout_s
+        self._answer_s = ingest.answer_s
         self._stall_s = ingest.stall_s
         self._ahead_s: float | None = None
         """The upstream's clock against our monotonic one."""
@@ -70,7 +71,7 @@ class Client:
     async def answer(self, ask: Ask) -> tuple[Any, Mapping[str, str]]:
         """The same, with the answer's headers."""
         try:
-            async with asyncio.timeout(self._connect_s * 3), await self._sent(ask) as response:
+            async with asyncio.timeout(self._answer_s), await self._sent(ask) as response:
                 self._note_time(response)
                 answer = await json_of(response)
                 if response.status >= 300:
@@ -99,7 +100,7 @@ class Client:
         Raises RelayError for a refusal; what happens while the body is read is the reader's to translate.
         """
         try:
-            async with asyncio.timeout(self._connect_s * (3 if json_too else 1)):
+            async with asyncio.timeout(self._answer_s if json_too else self._connect_s):
                 response = await self._sent(ask, stall_s)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise _translated(error) from error
@@ -150,7 +151,7 @@ class Client:
             ask.method, ask.path, query, headers, _whole(ask.body) if ask.body else None
         ) as response:
             try:
-                async with asyncio.timeout(self._connect_s * 3):
+                async with asyncio.timeout(self._answer_s):
                     answer = await json_of(response)
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise _translated(error) from error

@@ -315,9 +315,10 @@ class Log:
         answers = await self._store.run("states", commands, each=True)
         return [self._readable(key, _state, answer) for key, answer in zip(keys, answers, strict=True)]
 
-    async def tail(self, key: RunKey, most: int) -> list[Event]:
-        """The last events of a log, in order."""
-        answer = (await self._store.run("tail", [("XREVRANGE", self.keys.log(key), "+", "-", "COUNT", most)]))[0]
+    async def tail(self, key: RunKey, most: int, *, before: int | None = None) -> list[Event]:
+        """The last events of a log, or the last before a seq; in order."""
+        end = "+" if before is None else f"({before}-0"
+        answer = (await self._store.run("tail", [("XREVRANGE", self.keys.log(key), end, "-", "COUNT", most)]))[0]
         return [event_of(entry) for entry in reversed(answer)]
 
     async def read(self, requests: Sequence[tuple[RunKey, int, int]]) -> list[list[Event]]:

@@ -6,6 +6,7 @@ told to try again; if the first failed before it did anything the key is free ag
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -18,14 +19,18 @@ from relay.store.redis import Store
 
 _KEY: Final = 255
 _KEPT_MS: Final = 86_400_000
-_PENDING_MS: Final = 60_000
+_LONGER_S: Final = 15.0
+"""How much longer than an upstream's answer a request may take here; and how much longer than that its key is taken."""
 _PENDING: Final = b"pending"
 
 
 class Once:
-    def __init__(self, store: Store, keys: Keys) -> None:
+    def __init__(self, store: Store, keys: Keys, *, answer_s: float) -> None:
+        """`answer_s`: how long an upstream's answer may take."""
         self._store = store
         self._keys = keys
+        self._limit_s = answer_s + _LONGER_S
+        self._pending_ms = round((answer_s + 2 * _LONGER_S) * 1000)
 
     async def do(
         self, where: RunKey, caller: str, key: str, body: bytes, action: Callable[[], Awaitable[dict[str, Any]]]
@@ -38,12 +43,12 @@ class Once:
         name = self._keys.once(where, hashlib.sha256(f"{where}\n{caller}\n{key}".encode()).hexdigest())
         print_of_body = hashlib.sha256(body).hexdigest().encode()
         claimed, stored = await self._store.run(
-            "once", [("SET", name, _PENDING + print_of_body, "NX", "PX", _PENDING_MS), ("GET", name)]
+            "once", [("SET", name, _PENDING + print_of_body, "NX", "PX", self._pending_ms), ("GET", name)]
         )
         if claimed is None:
             return _answer(stored or b"", print_of_body)
         try:
-            answer = await action()
+            answer = await within(self._limit_s, action)
         except (UpstreamUnavailable, UpstreamTimeout):
             raise  # it may have been done: until the key expires nobody may try again
         except RelayError:
@@ -52,6 +57,15 @@ class Once:
         kept = encode({"body": print_of_body.decode(), "answer": answer})
         await self._store.run("once", [("SET", name, kept, "PX", _KEPT_MS)])
         return answer
+
+
+async def within(limit_s: float, action: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+    """The action's answer; UpstreamTimeout after the limit. What others wait for must be over before they stop waiting."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await action()
+    except TimeoutError as error:
+        raise UpstreamTimeout("the upstream did not say in time what it made") from error
 
 
 def _answer(stored: bytes, print_of_body: bytes) -> dict[str, Any]:

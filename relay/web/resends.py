@@ -23,27 +23,31 @@ from relay.core.events import decode, encode
 from relay.core.ids import RunKey
 from relay.store.keys import Keys
 from relay.store.redis import Store
+from relay.web.once import within
 
 Attempt = Literal["first", "again", "unknown"]
 Answer = dict[str, Any]
 
 _PENDING: Final = b"pending"
 _UNCLEAR: Final = b"unclear"
-_PENDING_MS: Final = 35_000
-"""Longer than an upstream may take to answer: who died meanwhile is not waited for much longer than that."""
+_LONGER_S: Final = 5.0
+"""How much longer than an upstream's answer a request is waited for: who died meanwhile, not much longer than that."""
 _KEPT_MS: Final = 120_000
 _MOMENT_S: Final = 20.0
 """All of seekrai's tries lie within it."""
-_PATIENCE_S: Final = 40.0
 _LOOK_S: Final = 0.1
 
 
 class Resends:
     """Answers are kept in Redis, so that a second try may reach any process."""
 
-    def __init__(self, store: Store, keys: Keys) -> None:
+    def __init__(self, store: Store, keys: Keys, *, answer_s: float) -> None:
+        """`answer_s`: how long an upstream's answer may take."""
         self._store = store
         self._keys = keys
+        self._limit_s = answer_s + _LONGER_S / 2
+        self._pending_ms = round((answer_s + _LONGER_S) * 1000)
+        self._patience_s = answer_s + 2 * _LONGER_S
 
     async def do(
         self,
@@ -64,7 +68,7 @@ class Resends:
         name = self._name(where, b"resend", caller.encode(), body)
         waited = doubtful = False
         last: Answer | None = None
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + self._patience_s
         while time.monotonic() < deadline:
             stored = (await self._store.run("once", [("GET", name)]))[0]
             if stored is None:
@@ -94,7 +98,7 @@ class Resends:
         return self._keys.once(where, hashlib.sha256(b"\n".join([str(where).encode(), *parts])).hexdigest())
 
     async def _claimed(self, name: str) -> bool:
-        answers = await self._store.run("once", [("SET", name, _PENDING, "NX", "PX", _PENDING_MS)])
+        answers = await self._store.run("once", [("SET", name, _PENDING, "NX", "PX", self._pending_ms)])
         return answers[0] is not None
 
     async def _create(
@@ -105,7 +109,7 @@ class Resends:
         busy_with: Callable[[], Awaitable[Answer | None]] | None,
     ) -> Answer:
         try:
-            answer = await _adopting(create, busy_with)
+            answer = await within(self._limit_s, lambda: _adopting(create, busy_with))
         except (UpstreamUnavailable, UpstreamTimeout):
             await self._store.run("once", [("SET", name, _UNCLEAR, "PX", _KEPT_MS)])
             raise

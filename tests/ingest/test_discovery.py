@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -187,6 +188,25 @@ async def test_ties_and_late_commits_are_not_missed(bench: Bench) -> None:
         late = bench.add(1, ENDED, created_at=at) + bench.add(1, ENDED, created_at=at - timedelta(seconds=20))
         await bench.until(lambda: bench.wanted(late))
     assert bench.log.wants.keys() == set(late)
+
+
+@pytest.mark.parametrize("ahead_s", [-7200.0, 7200.0])
+async def test_the_mark_goes_by_the_upstreams_clock(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ahead_s: float
+) -> None:
+    """Ours may be hours behind it: its newest runs would count as from the future, and the mark would never move."""
+    monkeypatch.setattr(search_module.Upstream, "now_s", lambda _: time.time() + ahead_s)
+    there = datetime.now(UTC) + timedelta(seconds=ahead_s)
+    async with bench.looking():
+        await bench.more_looks(1)
+        run_ids = bench.add(2, ENDED, created_at=there)
+        await bench.until(lambda: bench.wanted(run_ids))
+        await bench.more_looks(2)
+        assert (await bench.findings.recall()).mark_us == int(there.timestamp() * 1_000_000)
+        odd = bench.add(1, ENDED, created_at=there + timedelta(seconds=120))
+        await bench.until(lambda: bench.wanted(odd))
+        await bench.more_looks(2)
+        assert (await bench.findings.recall()).mark_us == int(there.timestamp() * 1_000_000), "two minutes ahead of it"
 
 
 async def test_a_run_from_the_future_hides_no_other(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from relay.ingest.pump import Pump
 from relay.ingest.upstream import Client
 from relay.providers import OWN_SEQ, PROVIDERS
 from relay.store.keys import Keys
-from relay.store.log import Log
+from relay.store.log import Log, Scan
 from relay.store.options import RetentionOptions
 from tests.support.relay import running
 from tests.support.upstream import ScriptedUpstream
@@ -138,3 +139,74 @@ def test_no_part_of_our_credentials_is_told(cut: int) -> None:
         response = cast(Any, SimpleNamespace(status=400, headers={}))
         error = client._refusal(response, {"error": {"message": words}, "message": words, "detail": words})
         assert token[:8] not in error.message + str(error.details) + error.code
+
+
+class OthersLog:
+    """Every run here is somebody else's, whose lease is renewed while Redis can be reached."""
+
+    def __init__(self) -> None:
+        self.keys = Keys("p", 4)
+        self.away = False
+        self.claims: list[float] = []
+
+    def _reach(self) -> None:
+        if self.away:
+            raise StoreUnavailable("away")
+
+    async def claim(self, key: RunKey) -> float:
+        self._reach()
+        self.claims.append(time.monotonic())
+        return 1.0
+
+    async def scan(self, most: int) -> Scan:
+        self._reach()
+        return Scan([], None, dict.fromkeys(self.keys.tags(), time.time()))
+
+    async def want(self, keys: object) -> None:
+        self._reach()
+
+    async def release(self, leases: object) -> None:
+        self._reach()
+
+
+@pytest.mark.parametrize("when", ["during", "after"])
+async def test_who_comes_to_watch_when_redis_is_back_takes_no_run_from_its_owner(when: str) -> None:
+    """Its owner could not renew meanwhile, so its lease is over: it gets one lease time to do so, whoever else wants it."""
+    log, lease_s = OthersLog(), 0.6
+    upstream = cast(Any, SimpleNamespace(provider=PROVIDERS["arkloop"]))
+    options = IngestOptions(lease_s=lease_s, backoff_base_s=0.01, backoff_cap_s=0.02)
+    ingestor = Ingestor(cast(Any, log), {"main": upstream}, options, event_bytes=1)
+    running = asyncio.create_task(ingestor.run())
+    try:
+        await until(lambda: ingestor._tasks is not None)
+        ingestor.watch(RunKey("main", "before"))
+        await until(lambda: bool(log.claims))
+        log.away = True
+        await until(lambda: ingestor._away)
+        if when == "during":
+            ingestor.watch(RunKey("main", "r"))
+            await asyncio.sleep(0.1)
+        log.claims.clear()
+        returned, log.away = time.monotonic(), False
+        if when == "after":
+            ingestor.watch(RunKey("main", "r"))
+        await until(lambda: bool(log.claims))
+        assert log.claims[0] - returned >= lease_s * 0.99
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_pump_that_finds_a_part_of_redis_away_makes_its_runs_wait_too() -> None:
+    log, lease_s = OthersLog(), 30.0
+    ingestor = Ingestor(cast(Any, log), {}, IngestOptions(lease_s=lease_s), event_bytes=1)
+    key, other = RunKey("main", "r"), RunKey("main", "another")
+    assert log.keys.partition(key) != log.keys.partition(other)
+    tag = log.keys.tags()[log.keys.partition(key)]
+    ingestor._hold_returned(dict.fromkeys(log.keys.tags(), 0.0))
+    ingestor._lost.add(tag)
+    assert ingestor._held_s(key) > 0 >= ingestor._held_s(other)
+    ingestor._hold_returned(dict.fromkeys(log.keys.tags(), 0.0))
+    assert ingestor._held_s(key) > lease_s - 1
+    assert ingestor._held_s(other) <= 0
+    assert ingestor._lost == set()

@@ -340,3 +340,21 @@ async def test_a_thread_too_long_to_know_its_newest_messages_says_so(redis_url: 
         assert (status, body["error"]["code"]) == (501, "upstream.unsupported")
         status, body = await get(relay, "/openai/threads/long/messages?order=asc&limit=1", headers=viewer)
         assert (status, body["has_more"]) == (200, True)
+
+
+async def test_a_list_made_from_a_whole_run_takes_a_place_among_the_streams(
+    upstream: ScriptedUpstream, redis_url: str
+) -> None:
+    """It reads all of the run: as many of them at once as streams, and no more."""
+    run_id = upstream.add_run([STARTED, DONE], thread_id="t1")
+    other = upstream.add_run([STARTED])
+    async with running(upstream.url, redis_url, limits={"connections": 1}) as relay:
+        for path in (f"/openai/threads/t1/runs/{run_id}/steps", f"/openai/threads/t1/messages?run_id={run_id}"):
+            assert (await get(relay, path))[0] == 200
+            async with relay.session.get(relay.events(other)) as response:
+                await response.content.readany()
+                status, refusal = await get(relay, path)
+                assert (status, refusal["error"]["code"]) == (503, "limits.connections")
+            async with asyncio.timeout(10):
+                while (await get(relay, path))[0] != 200:
+                    await asyncio.sleep(0.05)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import redis as sync_redis
 
 from relay.core.errors import Conflict, InvalidRequest, UpstreamTimeout
 from relay.core.ids import RunKey
 from relay.store.keys import Keys
 from relay.store.options import RedisOptions
 from relay.store.redis import Store
+from relay.web import once as once_module
+from relay.web import resends as resends_module
+from relay.web.once import Once
 from relay.web.resends import Attempt, Resends
 
 THREAD = RunKey("main", "t1")
@@ -26,7 +31,7 @@ class Bench:
         options = RedisOptions(prefix=f"t{secrets.token_hex(4)}")
         keys = Keys(options.prefix, options.partitions)
         self.stores = [Store(url, options) for _ in range(2)]
-        self.sides = [Resends(store, keys) for store in self.stores]
+        self.sides = [Resends(store, keys, answer_s=30.0) for store in self.stores]
         self.made = 0
         self.trouble: list[Exception | None] = []
         self.delay_s = 0.0
@@ -149,3 +154,68 @@ async def test_a_cancelled_create_is_unclear(bench: Bench) -> None:
     bench.trouble = [Conflict("busy")]
     bench.busy = {"run_id": "lost"}
     assert await bench.ask(side=1) == "lost"
+
+
+# --- how long a first request is waited for ----------------------------------------------------------------------------
+@pytest.mark.parametrize("answer_s", [0.1, 30.0, 300.0])
+async def test_a_key_is_taken_for_longer_than_an_upstream_may_take(
+    bench: Bench, redis_url: str, answer_s: float
+) -> None:
+    """Else a slow upstream's run is made a second time by whoever tries again meanwhile."""
+    store, keys = bench.stores[0], Keys(f"t{secrets.token_hex(4)}", 64)
+    went, go = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> dict[str, Any]:
+        went.set()
+        await go.wait()
+        return {"run_id": "r1"}
+
+    async def never(*_: object) -> Any:
+        raise AssertionError
+
+    once, resends = Once(store, keys, answer_s=answer_s), Resends(store, keys, answer_s=answer_s)
+    with sync_redis.Redis.from_url(redis_url) as raw:
+        for first in (
+            once.do(THREAD, "me", "key", b"{}", slow),
+            resends.do(
+                THREAD, "me", b"{}", "first", listening=lambda: True, create=slow, active=never, busy_with=never
+            ),
+        ):
+            began = time.monotonic()
+            asking = asyncio.create_task(first)
+            await went.wait()
+            [name] = [name for name in raw.keys(f"{keys.prefix}:*:once:*") if raw.pttl(name) <= (answer_s + 60) * 1000]
+            spent_s = time.monotonic() - began
+            assert raw.pttl(name) / 1000 > answer_s + 1 - spent_s
+            go.set()
+            assert await asking == {"run_id": "r1"}
+            raw.delete(name)
+            went.clear()
+            go.clear()
+
+
+async def test_an_upstream_that_never_says_what_it_made_is_given_up_before_its_key(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(once_module, "_LONGER_S", 0.1)
+    monkeypatch.setattr(resends_module, "_LONGER_S", 0.2)
+    store, keys = bench.stores[0], Keys(f"t{secrets.token_hex(4)}", 64)
+
+    async def never() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    once = Once(store, keys, answer_s=0.1)
+    with pytest.raises(UpstreamTimeout):
+        await once.do(THREAD, "me", "key", b"{}", never)
+    with pytest.raises(Conflict):
+        await once.do(THREAD, "me", "key", b"{}", never)  # it may have been done: the key is not free at once
+    side = bench.sides[0] = Resends(store, keys, answer_s=0.1)
+    bench.delay_s = 60.0
+    with pytest.raises(UpstreamTimeout):
+        await bench.ask()
+    assert side._pending_ms > side._limit_s * 1000
+    assert side._patience_s * 1000 > side._pending_ms
+    bench.delay_s, bench.busy = 0.0, {"run_id": "r7"}
+    bench.trouble = [Conflict("busy")]
+    assert await bench.ask() == "r7", "asked again, and what keeps the thread busy is the answer"

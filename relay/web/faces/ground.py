@@ -39,8 +39,13 @@ from relay.web.runs import Pumping
 
 _KNOWN_S: Final = 30.0
 _KNOWN: Final = 2000
-_TAIL: Final = (32, 512, 8192)
-"""How far back a run's last question, or its end, is looked for: first where it nearly always is."""
+_TAIL: Final = 8192
+_TAIL_BYTES: Final = 16 * 1_048_576
+"""How far back a run's last question, or its end, is looked for, in events and in bytes."""
+_FIRST_LOOK: Final = 8
+"""So many events first: nearly always what is looked for is among them, and an event may be megabytes."""
+_LOOK_BYTES: Final = 1_048_576
+"""About so much is read at once, going by the events before."""
 _CURRENT_S: Final = 5.0
 """How long we wait for the log to hold what the upstream has."""
 _PAGE: Final = 500
@@ -115,13 +120,18 @@ class Ground:
 
     async def last(self, key: RunKey, wanted: Callable[[Event], bool]) -> native.Said | None:
         """The last event of a log that is wanted; None if it holds none, or none near its end."""
-        for most in _TAIL:
-            events = await self.log.tail(key, most)
+        count = size = 0
+        most, before = _FIRST_LOOK, None
+        while count < _TAIL and size < _TAIL_BYTES:
+            events = await self.log.tail(key, most, before=before)
             for event in reversed(events):
                 if wanted(event) and not (said := native.read(event)).nested:
                     return said
             if len(events) < most:
                 break
+            count += len(events)
+            size += sum(len(event.json) for event in events)
+            most, before = max(4, min(_PAGE, _LOOK_BYTES * count // size)), events[0].seq
         return None
 
     async def asked(self, key: RunKey) -> native.Asked | None:

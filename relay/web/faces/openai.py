@@ -116,9 +116,10 @@ class OpenAi:
         fold = RunFold(await self._ground.facts(request, key))
         found: dict[str, dict[str, Any]] = {}
         state = fold.begin()
-        async for events in self._ground.everything(key):
-            state = things(fold, state, events, found)
-            await asyncio.sleep(0)
+        with self._ground.pulse.place():  # a whole run is read for it: as many at once as streams, and no more
+            async for events in self._ground.everything(key):
+                state = things(fold, state, events, found)
+                await asyncio.sleep(0)
         items = [item for item in found.values() if item["object"] == kind]
         if request.query.get("order", "desc") == "desc":
             items.reverse()
