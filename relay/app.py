@@ -33,8 +33,8 @@ from relay.ingest.options import UpstreamOptions
 from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.tap import Connector
 from relay.ingest.upstream import Upstream
-from relay.providers import OWN_SEQ, PROVIDERS
 from relay.settings import Settings, masked
+from relay.settings.kinds import find
 from relay.store.findings import Findings
 from relay.store.keys import Keys
 from relay.store.log import Log
@@ -172,9 +172,10 @@ class App:
         return {options.name: self._upstream(options, session) for options in self.settings.upstreams}
 
     def _upstream(self, options: UpstreamOptions, session: aiohttp.ClientSession) -> Upstream | OwnUpstream:
-        if options.provider in PROVIDERS:
-            return Upstream(options, PROVIDERS[options.provider], session, self.settings.ingest)
-        return OwnUpstream(options, OWN_SEQ[options.provider], session, self.settings.ingest)
+        kind = find(options.provider)
+        if kind.durable_seq:
+            return Upstream(options, kind, session, self.settings.ingest)
+        return OwnUpstream(options, kind, session, self.settings.ingest)
 
     async def _serve_admin(self, stack: AsyncExitStack, admit: Admit, health: Health) -> None:
         server = self.settings.server

@@ -1,4 +1,4 @@
-"""The systems we can read from, by name. A new one is one folder and one line here."""
+"""The systems relay itself can read from, by name: one folder and one line here each. Others: settings/kinds.py."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ events, native runs and our errors. Ids it is given have been checked; it may pu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -49,7 +49,7 @@ class Provider(Protocol):
     (None,) if its list cannot be asked for a status."""
     statuses: Mapping[str, str]
     """The statuses of its runs -> ours. One that is not here is shown as running: never a guessed end."""
-    durable_seq: bool
+    durable_seq: Literal[True]
     """Whether the system numbers its events durably, so that our seq is its seq."""
 
     def authorization(self, token: str) -> dict[str, str]:

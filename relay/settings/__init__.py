@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from relay.providers import NAMES
 from relay.settings.build import build
+from relay.settings.kinds import names
 from relay.settings.mask import masked
 from relay.settings.rules import check
 from relay.settings.schema import Settings
@@ -29,16 +29,16 @@ def load(
     path: Path | None,
     environ: Mapping[str, str],
     *,
-    providers: Collection[str] = NAMES,
+    providers: Collection[str] | None = None,
     require_upstreams: bool = True,
 ) -> Settings:
     """The settings in force: defaults, then the file (`path`, else `RELAY_CONFIG`), then `RELAY_*` variables.
 
-    `providers` are the kinds of upstream this build knows. `require_upstreams=False` accepts a configuration
-    without any (commands that talk to none). Raises ConfigError, which never quotes a secret.
+    `providers` are the kinds of upstream there are (None: those installed). `require_upstreams=False` accepts a
+    configuration without any (commands that talk to none). Raises ConfigError, which never quotes a secret.
     """
     if path is None and environ.get("RELAY_CONFIG"):
         path = Path(environ["RELAY_CONFIG"])
     settings = build(gather(path, environ), environ)
-    check(settings, providers=providers, require_upstreams=require_upstreams)
+    check(settings, providers=names() if providers is None else providers, require_upstreams=require_upstreams)
     return settings

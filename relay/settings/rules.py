@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from relay.core.options import Secret
-from relay.providers import OWN_SEQ
+from relay.settings.kinds import find
 from relay.settings.schema import Key, Settings, dotted, nearest, pattern, refusal
 
 
@@ -190,10 +190,14 @@ def _check_upstreams(settings: Settings, providers: Collection[str], *, require_
             near = nearest(upstream.provider, providers)
             problem = f"{upstream.provider!r} is unknown (the nearest known one is {near})"
             raise refusal(f"upstreams[{index}].provider", problem, ", ".join(sorted(providers)))
-        if upstream.discover and upstream.provider in OWN_SEQ:
+        try:
+            kind = find(upstream.provider)
+        except KeyError:
+            continue
+        if upstream.discover and not kind.durable_seq:
             problem = f"cannot be true for {upstream.provider}, which lists runs by thread only"
             raise refusal(f"upstreams[{index}].discover", problem, "false")
-        ways = ("auto", *(OWN_SEQ[upstream.provider].creates if upstream.provider in OWN_SEQ else ()))
+        ways = ("auto", *(() if kind.durable_seq else kind.creates))
         if upstream.create not in ways:
             problem = f"{upstream.create!r} is no way to make a run of {upstream.provider}"
             raise refusal(f"upstreams[{index}].create", problem, " or ".join(ways))

@@ -13,7 +13,9 @@ import pytest
 from relay.core.events import FINAL_STATUS, TERMINAL
 from relay.core.run import Run
 from relay.core.sse import Decoder
-from relay.providers import OWN_SEQ, PROVIDERS
+from relay.providers import OWN_SEQ
+from relay.providers.contract import Provider
+from tests.providers.joined import NUMBERED
 from tests.providers.played import FOLDER, Case, cases, odd, played
 
 TABLES: dict[str, str] = {
@@ -58,6 +60,9 @@ TABLES: dict[str, str] = {
         run.tool_provider_bindings run.spawn_agent run.persona_resolution run.channel_context run.channel_admin_tag
         run.channel_group_user_merge run.channel_group_context_trim run.channel_telegram_tools run.sub_agent_context
         run.skill_context run.memory_injection run.runtime_context agent.parallel_dispatch agent.parallel_complete""",
+    # examples/tally
+    "tally-status": "waiting busy asking finished broke stopped",
+    "tally-events": "began said used got asked finished broke stopped",
 }
 """File of fixtures -> all names of its table. `unknown` (a name of tomorrow) belongs to each of them."""
 
@@ -121,10 +126,16 @@ async def _check(provider: str, case: Case) -> None:
     assert {what: count for what, count in counted.items() if count} == case.body.get("odd", {})
 
 
-@pytest.mark.parametrize("case", of("arkloop-events"))
-def test_arkloop(case: Case) -> None:
+def numbered(kind: str) -> list[object]:
+    """The cases of every system that numbers its events."""
+    files = [(one, file) for one in NUMBERED for file in one.fixtures if file.endswith(kind)]
+    return [pytest.param(one.provider, case, id=case.label) for one, file in files for case in ALL[file]]
+
+
+@pytest.mark.parametrize(("provider", "case"), numbered("-events"))
+def test_an_event_of_a_system_that_numbers_them(provider: Provider, case: Case) -> None:
     [message] = Decoder().feed(case.body["frame"].encode())
-    drafts = PROVIDERS["arkloop"].drafts(message, run_id="r-1", received_at="2026-01-01T00:00:00Z")
+    drafts = provider.drafts(message, run_id="r-1", received_at="2026-01-01T00:00:00Z")
     expected = case.body["event"]
     run = Run("r-1", last_seq=expected["seq"] - 1)
     [event] = run.admit(drafts).events
@@ -134,9 +145,9 @@ def test_arkloop(case: Case) -> None:
     assert run.ended == (expected["type"] in FINAL_STATUS and not nested)
 
 
-@pytest.mark.parametrize("case", of("arkloop-status"))
-def test_arkloops_statuses(case: Case) -> None:
-    native, ends = PROVIDERS["arkloop"].run(case.body["run"]), case.body.get("ends")
+@pytest.mark.parametrize(("provider", "case"), numbered("-status"))
+def test_a_status_of_a_system_that_numbers_its_events(provider: Provider, case: Case) -> None:
+    native, ends = provider.run(case.body["run"]), case.body.get("ends")
     expected = case.body["native"]
     assert {name: native[name] for name in expected} == expected
     assert (native["status"] in TERMINAL) == (ends is not None)

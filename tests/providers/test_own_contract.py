@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,15 +14,15 @@ from hypothesis import strategies as st
 from relay.core.assemble import Assembler
 from relay.core.errors import InvalidRequest, RelayError, UpstreamError
 from relay.core.events import encode
-from relay.core.ids import is_upstream_name
+from relay.core.ids import is_id, is_upstream_name
 from relay.core.observed import Observation
 from relay.core.run import Run
 from relay.core.sse import Message
-from relay.providers import NAMES, OWN_SEQ, PROVIDERS
 from relay.providers.contract import Ask
 from relay.providers.own import OwnSeqProvider, Page, ThreadQuery
+from tests.providers.joined import THREADED
 
-pytestmark = pytest.mark.parametrize("provider", OWN_SEQ.values(), ids=OWN_SEQ)
+pytestmark = pytest.mark.parametrize("provider", [one.provider for one in THREADED], ids=[str(one) for one in THREADED])
 AT = "2026-01-01T00:00:00.000Z"
 PAGE = Page(({"id": "m-1"},), 1, "m-1", more=True)
 RUN: dict[str, Any] = {
@@ -52,20 +51,45 @@ def asks(provider: OwnSeqProvider) -> list[Ask]:
     return [ask for ask in found if ask is not None]
 
 
-def test_its_name_is_its_key_and_nobody_elses(provider: OwnSeqProvider) -> None:
-    assert OWN_SEQ[provider.name] is provider
+def test_it_promises_something_usable(provider: OwnSeqProvider) -> None:
     assert is_upstream_name(provider.name)
-    assert provider.name not in PROVIDERS
-    assert provider.name in NAMES
     assert provider.durable_seq is False
+    assert provider.list_limit > 0
+    assert provider.page_limit > 0
+    assert {"running", "completed", "failed", "cancelled"} <= set(provider.statuses.values())
 
 
-def test_it_has_every_method_of_the_contract(provider: OwnSeqProvider) -> None:
-    for name, member in inspect.getmembers(OwnSeqProvider, inspect.isfunction):
-        if not name.startswith("_"):
-            assert list(inspect.signature(getattr(type(provider), name)).parameters) == list(
-                inspect.signature(member).parameters
-            ), name
+def test_each_of_its_ways_to_make_a_run_is_one(provider: OwnSeqProvider) -> None:
+    """One whose answer is a stream says which run it is, or its thread does."""
+    for how in provider.creates:
+        made = provider.creating(how)
+        ask = made.create_run("t-1", {"a": 1})
+        assert ask.method == "POST"
+        assert made.streams_on_create == (ask.headers["Accept"] == "text/event-stream")
+        said = made.created_in(Message(b'{"id":"r-1","object":"thread.run"}', "thread.run.created", ""))
+        assert not made.streams_on_create or said is not None or made.thread("t-1") is not None
+
+
+@given(
+    answer=st.none() | st.integers() | st.dictionaries(st.just("active_run_id"), st.none() | st.text() | st.integers())
+)
+def test_a_thread_is_busy_with_a_run_or_with_none(provider: OwnSeqProvider, answer: object) -> None:
+    try:
+        found = provider.busy_with(answer)
+    except UpstreamError:
+        return
+    assert found is None or is_id(found)
+
+
+def test_a_message_is_of_the_run_that_it_names(provider: OwnSeqProvider) -> None:
+    """And pages are turned until one is older than the run's first."""
+    own = {"id": "m-2", "run_id": "r-1", "role": "assistant", "created_at": AT}
+    older = {"id": "m-1", "run_id": "r-0", "role": "assistant", "created_at": "2025-12-31T00:00:00Z"}
+    newer = {"id": "m-3", "run_id": "r-2", "role": "assistant", "created_at": "2026-01-01T01:00:00Z"}
+    assert [provider.owns(RUN, one) for one in (newer, own, older)] == [False, True, False]
+    assert [provider.is_past(RUN, found) for found in ([newer], [newer, own], [newer, own, older], [older], [])] == [
+        False, False, True, True, False
+    ]  # fmt: skip
 
 
 def test_an_ask_is_a_request_and_carries_no_credentials(provider: OwnSeqProvider) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from relay.core.errors import RelayError
 from relay.core.events import Draft, encode
@@ -22,7 +22,7 @@ class Arkloop:
     # Section 1.5 knows no other status that is not an end; each list is filtered by exactly one.
     active: tuple[str | None, ...] = ("running", "cancelling")
     statuses: Mapping[str, str] = runs.STATUS
-    durable_seq = True
+    durable_seq: Literal[True] = True
 
     def authorization(self, token: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {token}"}
