@@ -45,6 +45,10 @@ _UNREAD: Final = 5
 """How often a finished run's messages are asked for before its readers are told that they cannot be had."""
 _SLOWEST: Final = 5.0
 """How many times the usual pace is left between looks at a run in which nothing happens."""
+_READ_ON: Final = 30
+"""For how many looks the stream of a run that is over may go on bringing something before the run is ended all the same."""
+_REPLAYS: Final = 4
+"""How often a finished run's stream is read again if it is cut: what only a stream tells is lost with it."""
 _REFUSALS: Final = 2
 """How many refused attaches to an active run it takes to believe that there is no such call."""
 _RETRY_AFTER_S: Final = 30.0
@@ -79,7 +83,7 @@ class OwnPump(Tenure):
         self._whole = True
         """What the assembler thinks is in the log is there, or in `_pending`."""
         self._begun = self._primed = self._told_end = self._over = False
-        self._missing = self._stamped = self._unread = self._unsure = self._refused = 0
+        self._missing = self._stamped = self._unread = self._unsure = self._refused = self._read_on = 0
         self._looked_at = -math.inf
 
     async def probe(self) -> None:
@@ -124,7 +128,7 @@ class OwnPump(Tenure):
         made = Assembler.restored(self.key.run_id, claim.fields, named_parts=self._upstream.provider.named_parts)
         true = made is not None and made.head.seq == at
         self._missing = self._stamped = self._unread = self._unsure = 0
-        self._over = False
+        self._over, self._read_on = False, 0
         untouched = (
             self._begun and self._whole and at == known and (true or (made is None and not at and not self._highest))
         )
@@ -282,7 +286,7 @@ class OwnPump(Tenure):
         if status is None and snapshot.status != self._run.status:
             await self._append([], {"status": snapshot.status})
             self._run.status = snapshot.status
-        if status is not None and not self._over and await self._stream_first(aligned=aligned):
+        if status is not None and await self._stream_first(aligned=aligned):
             return
         if status is not None or (snapshot.status != "queued" and not aligned):
             complete = await self._reconcile(run, final=status is not None)
@@ -296,14 +300,24 @@ class OwnPump(Tenure):
     async def _stream_first(self, *, aligned: bool) -> bool:
         """A run that is over, before it is ended: let its stream, or a replay of it, tell what no message holds.
 
-        Once only; true if the stream that is open is to be read on.
+        True if the stream that is open is to be read on; should that break, it is replayed like any other.
         """
-        self._over = True
-        if aligned:
+        self._read_on += aligned
+        if aligned and self._read_on <= _READ_ON:
             return True
-        if not self._told_end and self._upstream.attach_joins != "live" and self._intake is None:
-            await self._attach()
+        before, self._over = self._over, True
+        if not before and self._upstream.attach_joins != "live" and self._intake is None:
+            await self._replay()
         return False
+
+    async def _replay(self) -> None:
+        """All of a finished run's stream, once; again if it is cut, a few times."""
+        for _ in range(_REPLAYS):
+            if self._told_end:
+                return
+            ending = await self._attach()
+            if ending is None or ending.reason not in ("reset", "junk", "stall", "unreachable"):
+                return
 
     def _verdict(self, snapshot: Snapshot) -> str | None:
         """The status the run ended with; None while it goes on. What nobody has told us of ends nothing."""
