@@ -242,6 +242,7 @@ async def test_no_answer_of_arkloop_ends_a_run_but_its_end(upstream: ScriptedUps
     before = odd("main")
     async with running(upstream.url, redis_url, ingest={"idle_check_s": 0.1, "linger_s": 0.1}) as relay:
         watching: dict[str, tuple[str, Journal, asyncio.Task[Journal]]] = {}
+        before_it: dict[str, int] = {}
 
         def met(run_id: str) -> int:
             return sum(asked.path.endswith(f"/runs/{run_id}") for asked in upstream.requests)
@@ -254,9 +255,10 @@ async def test_no_answer_of_arkloop_ends_a_run_but_its_end(upstream: ScriptedUps
             )  # fmt: skip
             await until(lambda journal=journal: journal.events)
             upstream.fault(fault, run_id, times=None)
+            before_it[run_id] = met(run_id)
 
         for name, (run_id, journal, viewer) in watching.items():
-            await until(lambda run_id=run_id: met(run_id) >= 4, 30)
+            await until(lambda run_id=run_id: met(run_id) >= before_it[run_id] + 4, 30)
             assert not viewer.done(), name
             assert journal.seqs == [1], name
             upstream.heal(run_id)
