@@ -24,7 +24,6 @@ def names() -> tuple[str, ...]:
     return (*NAMES, *sorted({point.name for point in _brought()}))
 
 
-@cache
 def find(name: str) -> Provider | OwnSeqProvider:
     """The provider of this name. Raises ConfigError if it cannot be used, KeyError if there is none."""
     ours: dict[str, Provider | OwnSeqProvider] = {**PROVIDERS, **OWN_SEQ}
@@ -44,6 +43,7 @@ def _brought() -> tuple[EntryPoint, ...]:
     return tuple(point for point in entry_points(group=GROUP) if point.name not in NAMES)
 
 
+@cache
 def _loaded(point: EntryPoint) -> Provider | OwnSeqProvider:
     try:
         made: Any = point.load()

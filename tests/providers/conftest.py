@@ -18,7 +18,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Makes packages that bring providers: their metadata, as an installer writes it."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "tally"))
-    for remembered in (kinds.find, kinds._brought):
+    for remembered in (kinds._loaded, kinds._brought):
         remembered.cache_clear()
 
     def install(package: str, **points: str) -> None:
@@ -30,6 +30,6 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         kinds._brought.cache_clear()
 
     yield install
-    for remembered in (kinds.find, kinds._brought):
+    for remembered in (kinds._loaded, kinds._brought):
         remembered.cache_clear()
     sys.modules.pop("tally", None)
