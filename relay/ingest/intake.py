@@ -156,6 +156,7 @@ class Intake:
 
     def _tell(self, made: dict[str, Any]) -> None:
         if not self._created.done():
+            telemetry.UPSTREAM_REQUESTS.labels(self._upstream.name, "ok").inc()
             self._created.set_result(made)
 
     def _broke(self, error: RelayError) -> None:
@@ -164,5 +165,6 @@ class Intake:
 
     def _fail(self, error: RelayError) -> None:
         if not self._created.done():
+            telemetry.UPSTREAM_REQUESTS.labels(self._upstream.name, type(error).code).inc()
             self._created.set_exception(error)
             self._created.exception()  # noted: nobody may be waiting any more

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, Literal, NamedTuple
 
 import aiohttp
@@ -116,9 +117,10 @@ class OwnUpstream(Client):
         """Never a guess: the run its thread is busy with, or the only one made since. UpstreamError if neither tells."""
         for _ in range(_ASKED):
             since_s = self.now_s() - (time.monotonic() - began)
-            run_id = await self._busy_with(thread_id) or await self._only_one(thread_id, since_s)
-            if run_id is not None:
-                return {"run_id": run_id, "thread_id": thread_id, "status": "running"}
+            with suppress(RelayError):  # the run is there: one answer that went wrong must not lose it
+                run_id = await self._busy_with(thread_id) or await self._only_one(thread_id, since_s)
+                if run_id is not None:
+                    return {"run_id": run_id, "thread_id": thread_id, "status": "running"}
             await asyncio.sleep(self.poll_s / _ASKED)
         raise UpstreamError("the upstream did not say which run it made")
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import aiohttp
 from aiohttp import hdrs
@@ -25,6 +25,8 @@ from relay.providers.contract import Ask, Provider
 
 _ANSWER_BYTES: Final = 16 * 1_048_576
 """Largest JSON answer of a runs API we take: a list of 200 runs is far below it."""
+
+T = TypeVar("T")
 
 
 class _System(Protocol):
@@ -67,6 +69,15 @@ class Client:
     async def ask(self, ask: Ask) -> Any:
         """The JSON answer of a short request; any refusal, and anything that is no JSON, as a RelayError."""
         return (await self.answer(ask))[0]
+
+    async def read(self, reader: Callable[[Any], T], ask: Ask) -> T:
+        """The answer as its reader understands it; one that it does not is counted, and raised as an UpstreamError."""
+        answer = await self.ask(ask)
+        try:
+            return reader(answer)
+        except UpstreamError as error:
+            telemetry.UPSTREAM_ODD.labels(self.name, error.code).inc()
+            raise
 
     async def answer(self, ask: Ask) -> tuple[Any, Mapping[str, str]]:
         """The same, with the answer's headers."""

@@ -137,7 +137,7 @@ class Directory:
         upstream = self.upstreams[key.upstream]
         if isinstance(upstream, OwnUpstream):
             return await self._fetch_in_thread(upstream, key, thread_id)
-        return self._named(upstream, upstream.provider.run(await upstream.ask(upstream.provider.get_run(key.run_id))))
+        return self._named(upstream, await upstream.read(upstream.provider.run, upstream.provider.get_run(key.run_id)))
 
     async def _fetch_in_thread(self, upstream: OwnUpstream, key: RunKey, thread_id: str | None) -> dict[str, Any]:
         thread_id = thread_id or await self.thread_of(key)

@@ -66,7 +66,7 @@ class Runs:
         async def create() -> dict[str, Any]:
             if isinstance(upstream, OwnUpstream):
                 return await self._create_in_thread(upstream, thread_id, asked)
-            return upstream.provider.created(await upstream.ask(upstream.provider.create_run(thread_id, body or None)))
+            return await upstream.read(upstream.provider.created, upstream.provider.create_run(thread_id, body or None))
 
         key = request.headers.get("Idempotency-Key")
         where = RunKey(upstream.name, thread_id)
@@ -79,7 +79,7 @@ class Runs:
         if provider.streams_on_create:
             made = await self._wants.create(upstream, thread_id, body)
         else:
-            made = provider.created(await upstream.ask(provider.create_run(thread_id, body)))
+            made = await upstream.read(provider.created, provider.create_run(thread_id, body))
         upstream.note_thread(str(made["run_id"]), thread_id)
         with suppress(StoreUnavailable):  # the run exists: an error now would have it made twice; its pump notes it too
             await self._log.note_thread(RunKey(upstream.name, str(made["run_id"])), thread_id)
@@ -157,8 +157,8 @@ class Runs:
         if isinstance(upstream, OwnUpstream):
             query = ThreadQuery(limit, "asc" if order == "asc" else "desc", offset, *_between(request))
             return json_response(await self._in_thread(upstream, thread_id, query, status))
-        answer = await upstream.ask(upstream.provider.list_thread_runs(thread_id, limit=most))
-        found = [{**run, "thread_id": thread_id} for run in upstream.provider.runs(answer)]
+        listed = await upstream.read(upstream.provider.runs, upstream.provider.list_thread_runs(thread_id, limit=most))
+        found = [{**run, "thread_id": thread_id} for run in listed]
         runs = await self._directory.complete(upstream, found)
         runs = [run for run in runs if status is None or run["status"] == status]
         if order == "asc":
@@ -213,7 +213,7 @@ class Runs:
         until = _just_after(before[0]) if before else None
         for page in range(_PAGES):
             query = RunsQuery(limit=size, offset=page * size, status=status, until=until)
-            items = upstream.provider.runs(await upstream.ask(upstream.provider.list_runs(query)))
+            items = await upstream.read(upstream.provider.runs, upstream.provider.list_runs(query))
             for run in await self._directory.complete(upstream, items):
                 if (status is None or run["status"] == status) and (before is None or _place(run) < before):
                     found.append(run)

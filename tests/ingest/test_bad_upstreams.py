@@ -129,7 +129,8 @@ class Trial:
 
 def odd(upstream: str) -> dict[str, float]:
     samples = next(iter(telemetry.UPSTREAM_ODD.collect())).samples
-    return {s.labels["what"]: s.value for s in samples if s.labels["upstream"] == upstream and s.value}
+    mine = [s for s in samples if s.name.endswith("_total") and s.labels["upstream"] == upstream]
+    return {s.labels["what"]: s.value for s in mine if s.value}
 
 
 async def all_of(shape: str, place: str, table: dict[str, tuple[Fault, str]]) -> None:

@@ -166,7 +166,7 @@ class Ground:
         async def create() -> dict[str, Any]:
             if isinstance(upstream, OwnUpstream):
                 return await self._create_in_thread(upstream, thread_id, decode(words) if words else {})
-            return upstream.provider.created(await upstream.ask(upstream.provider.create_run(thread_id, words)))
+            return await upstream.read(upstream.provider.created, upstream.provider.create_run(thread_id, words))
 
         async def busy_with() -> dict[str, Any] | None:
             newest = next(iter(await self.of_thread(upstream, thread_id)), None)
@@ -195,7 +195,7 @@ class Ground:
         if provider.streams_on_create:
             made = await self.wants.create(upstream, thread_id, body)
         else:
-            made = provider.created(await upstream.ask(provider.create_run(thread_id, body)))
+            made = await upstream.read(provider.created, provider.create_run(thread_id, body))
         upstream.note_thread(str(made["run_id"]), thread_id)
         with suppress(StoreUnavailable):  # the run exists: an error now would have it made twice; its pump notes it too
             await self.log.note_thread(RunKey(upstream.name, str(made["run_id"])), thread_id)
@@ -230,7 +230,7 @@ class Ground:
                 upstream.note_thread(str(run["run_id"]), thread_id)
         else:
             ask = upstream.provider.list_thread_runs(thread_id, limit=upstream.provider.list_limit)
-            found = upstream.provider.runs(await upstream.ask(ask))
+            found = await upstream.read(upstream.provider.runs, ask)
         return await self.directory.complete(upstream, [{**run, "thread_id": thread_id} for run in found])
 
     # --- following --------------------------------------------------------------------------------------------------
