@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, cast
 
 import orjson
@@ -136,6 +137,23 @@ REQUESTS = _counter("relay_http_requests_total", "Requests, by route and status.
 REFUSED = _counter("relay_http_refused_total", "Requests refused before a route saw them, by error code.", "code")
 PARENT.register(REQUESTS)  # of the admin listener, if it is the parent's; workers' series have a label `worker`
 PARENT.register(REFUSED)
+
+
+# What every request and every stream counts: finding a child by its labels costs more than counting.
+@cache
+def requests(route: str, status: int) -> Counter:
+    return REQUESTS.labels(route, str(status))
+
+
+@cache
+def viewers(wire: str) -> Gauge:
+    return VIEWERS.labels(wire)
+
+
+@cache
+def delivered(wire: str) -> Counter:
+    return EVENTS_DELIVERED.labels(wire)
+
 
 # --- workers: counted by their parent (`relay serve --workers N`) ------------------------------------------------------
 WORKERS_WANTED = _gauge("relay_workers_wanted", "Workers there should be: server.workers.", registry=PARENT)

@@ -35,7 +35,7 @@ class Cuttable(Connection, Protocol):
         """Cut after what was written."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EventStream:
     """The answer to a request for a stream: a 200 that is not begun yet, and all there is to know until its end.
 
@@ -48,7 +48,7 @@ class EventStream:
     hold: Hold
     """What is let go of at its end."""
     headers: dict[str, str]
-    """What every response carries."""
+    """What every response carries. Of no use once the head is written."""
     follow: bool = True
     expires_at: float | None = None
     stay_s: float = 0.0

@@ -40,6 +40,8 @@ class Pulse:
         self._streams: set[Beating] = set()
         self._taken = 0
         self._draining = False
+        self._free_one = self._free
+        """One for all streams: a bound method each would be memory of every viewer."""
 
     @property
     def count(self) -> int:
@@ -62,7 +64,7 @@ class Pulse:
         if self._taken >= self._most:
             raise Overloaded("too many open streams", retry_after_s=_jitter(2, 10))
         self._taken += 1
-        hold.add(self._free)
+        hold.add(self._free_one)
 
     def _free(self) -> None:
         self._taken -= 1
@@ -79,13 +81,13 @@ class Pulse:
     def add(self, stream: Beating, wire: str) -> None:
         """Look after this stream until it is discarded."""
         self._streams.add(stream)
-        telemetry.VIEWERS.labels(wire).inc()
+        telemetry.viewers(wire).inc()
         if self._draining:  # it was let in before, and made ready meanwhile
             stream.say_goodbye(DRAIN)
 
     def discard(self, stream: Beating, wire: str) -> None:
         self._streams.discard(stream)
-        telemetry.VIEWERS.labels(wire).dec()
+        telemetry.viewers(wire).dec()
 
     async def drain(self, window_s: float, goodbye: Goodbye = DRAIN) -> None:
         """Tell one stream after the other goodbye, spread over a window; those that come meanwhile too.

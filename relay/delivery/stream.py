@@ -220,7 +220,9 @@ class Stream:
             part = await self._read_back() if self._sub.behind else self._sub.take()
             if part is not None:
                 self._write(part)
-                self._moved_at = time.monotonic()
+                self._moved_at = self._written_at
+                if self._sub.waiting:
+                    continue  # nothing is left: no other's turn is owed
             elif self._sub.behind:
                 await self._until_there()
             else:
@@ -286,12 +288,9 @@ class Stream:
     def beat(self, now: float) -> None:
         """Once a second: what silence, time and stuck sockets ask for."""
         self._read_off()
-        connection = self._connection
-        if connection.closing:
-            self._wake_up()
-        elif self.expires_at is not None and now >= self.expires_at:
+        if self.expires_at is not None and now >= self.expires_at:
             self.say_goodbye(AUTH_EXPIRED)
-        elif connection.backlog:
+        elif self._connection.backlog:
             self._watch_backlog(now)
         else:
             self._taken_at = now
@@ -327,7 +326,7 @@ class Stream:
         elif part.data:
             self._put(part.data)
             self._told = part.told
-            telemetry.EVENTS_DELIVERED.labels(self._sub.wire.form).inc(part.sent)
+            telemetry.delivered(self._sub.wire.form).inc(part.sent)
 
     def _put(self, data: bytes) -> None:
         self._written += len(data)

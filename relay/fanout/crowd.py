@@ -46,7 +46,7 @@ class Crowd:
         """When that was last more (monotonic)."""
         self.told = 0
         """The seq of the last event that was."""
-        self._delivered: Counter = telemetry.EVENTS_DELIVERED.labels(front.form)
+        self._delivered: Counter = telemetry.delivered(front.wire.form)
 
     def flush(self) -> bool:
         """Write what is new to everybody; whether all there is to do for them then is to wait."""

@@ -102,14 +102,15 @@ class Hub:
         topic = self._topics.get(key)
         if topic is None:
             topic = self._topics[key] = Topic(key, self._window_bytes, self._follower.refresh)
+            topic.left, topic.unwatched = partial(self._close, topic), partial(self._wants.unwatch, key)
             self._follower.follow(topic)
         topic.readers += 1
-        hold.add(partial(self._close, topic))
+        hold.add(topic.left)
         if not topic.ready.is_set():
             await self._until_ready(topic)
         if not topic.sealed:
             self._wants.watch(key)
-            hold.add(partial(self._wants.unwatch, key))
+            hold.add(topic.unwatched)
         return topic
 
     def _close(self, topic: Topic) -> None:

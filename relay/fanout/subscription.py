@@ -34,11 +34,6 @@ class Subscription:
     """Whether it may end before its run is sealed."""
 
     @property
-    def form(self) -> str:
-        """The wire's, for metrics."""
-        return self.wire.form
-
-    @property
     def share(self) -> Hashable:
         """Readers with equal shares who stand at one cursor are told the very same bytes."""
         return (self.wire.key, self.types, self._max_bytes)

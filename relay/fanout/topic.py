@@ -40,12 +40,14 @@ class Topic:
         "_waiting",
         "crowds",
         "key",
+        "left",
         "live",
         "mean_bytes",
         "readers",
         "ready",
         "state",
         "unreachable",
+        "unwatched",
         "window",
     )
 
@@ -60,6 +62,10 @@ class Topic:
         self.live: set[Live] = set()
         self.readers = 0
         """Open subscriptions; the hub lets go of a topic without any."""
+        self.left: Callable[[], None] = _nothing
+        """What a reader calls when it goes; the hub's, one for all readers."""
+        self.unwatched: Callable[[], None] = _nothing
+        """What one calls who had made the run wanted."""
         self.ready = asyncio.Event()
         """Set once the bell is heard and the log's position is known: nothing can be missed from here on."""
         self.unreachable: dict[int, float] = {}
@@ -194,3 +200,7 @@ class Topic:
         if self._waiting:  # seldom: live streams do not wait
             before, self._changed = self._changed, asyncio.Event()
             before.set()
+
+
+def _nothing() -> None:
+    """Nobody but its maker holds this topic."""

@@ -52,6 +52,9 @@ class Principal:
     """By our monotonic clock, so that a wall clock set later cuts nobody off and keeps nobody on; None for keys."""
 
 
+_ANYONE: Final = Principal("anyone")
+
+
 class Admit:
     def __init__(self, server: ServerOptions, auth: AuthOptions, tokens: Tokens) -> None:
         self._mode = auth.mode
@@ -100,7 +103,7 @@ class Admit:
 
     def _principal(self, request: web.Request, access: Access, *, raw_key: bool) -> Principal:
         if access is Access.OPEN:
-            return Principal("anyone")
+            return _ANYONE
         header = request.headers.get(hdrs.AUTHORIZATION)
         token = request.query.get("access_token")
         if header is None and token is not None:
@@ -108,7 +111,7 @@ class Admit:
         if access is Access.ADMIN and not any(key.admin for key in self._keys):
             raise Forbidden("closed: no admin key is configured", code="auth.forbidden")
         if self._mode == "none" and access is not Access.ADMIN:
-            return Principal("anyone")
+            return _ANYONE
         principal = self._key(header, raw=raw_key)
         if access is Access.ADMIN and not principal.admin:
             raise Forbidden("this key is not an admin key")

@@ -5,7 +5,7 @@ The second of the two places that catch everything: whatever a route raises beco
 
 from __future__ import annotations
 
-import uuid
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -94,7 +94,7 @@ class Door:
 
     async def answer(self, request: web.Request, endpoint: Endpoint) -> Answer:
         """The answer to a request, whatever happens. Call it in a task of the request's own: it names it in the log."""
-        trace_id = uuid.uuid4().hex
+        trace_id = os.urandom(16).hex()
         route = self.known.get(request.match_info.route)
         request[TRACE_ID] = trace_id
         request[OURS] = self._admit.knows
@@ -117,7 +117,7 @@ class Door:
         return self._told(answer, route, headers)
 
     def _told(self, answer: Answer, route: Route | None, headers: dict[str, str]) -> Answer:
-        telemetry.REQUESTS.labels(route.name if route else "none", str(answer.status)).inc()
+        telemetry.requests(route.name if route else "none", answer.status).inc()
         if isinstance(answer, web.StreamResponse) and not answer.prepared:
             answer.headers.update(headers)
         return answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache, lru_cache
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -67,7 +68,7 @@ class Events:
 
     async def _stream(self, request: web.Request, topic: Topic, form: Form, ask: _Ask) -> Answer:
         coding = coding_for(request, self._options) if form != "websocket" else None
-        wire = Wire(form, chunked=form != "websocket" and coding is None and request.version >= (1, 1))
+        wire = _wire(form, chunked=form != "websocket" and coding is None and request.version >= (1, 1))
         stream = EventStream(
             self._hub.subscribe(topic, ask.cursor, wire, ask.types),
             self._pulse,
@@ -95,13 +96,24 @@ class _Ask:
         self.wait_s = number_of(query, "wait", default=0, low=0, high=60)
 
 
+@cache
+def _wire(form: Form, *, chunked: bool) -> Wire:
+    """One for all viewers of a kind."""
+    return Wire(form, chunked=chunked)
+
+
 def form_of(request: web.Request) -> Form | None:
     """The representation that was asked for; None is the JSON page. NotAcceptable if we have none of them."""
     named = flag_of(request.query, "named", default=False)
     if request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
         return "websocket"
+    return _accepts(request.headers.get(hdrs.ACCEPT, "*/*"), named=named)
+
+
+@lru_cache(maxsize=256)
+def _accepts(accepted: str, *, named: bool) -> Form | None:
+    """What an Accept header asks for. Nearly all clients send one of a few."""
     sse: Form = "sse-named" if named else "sse"
-    accepted = request.headers.get(hdrs.ACCEPT, "*/*")
     known: dict[str, Form | None] = {
         "text/event-stream": sse,
         "text/*": sse,

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Final
 
 from aiohttp import hdrs, web
@@ -275,7 +276,12 @@ class Ground:
 
     def _framed(self, wire: FaceWire, request: web.Request) -> FaceWire:
         coded = coding_for(request, self.delivery) is not None
-        return replace(wire, chunked=request.version >= (1, 1) and not coded)
+        return _chunked(wire) if request.version >= (1, 1) and not coded else wire
+
+
+@cache
+def _chunked(wire: FaceWire) -> FaceWire:
+    return replace(wire, chunked=True)
 
 
 def thread_of(request: web.Request) -> str:
