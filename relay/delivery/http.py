@@ -78,7 +78,10 @@ class EventStream:
 
     def stream(self, connection: Connection) -> Stream:
         """Its stream on this connection, looked after from now on."""
-        stream = Stream(self.subscription, connection, self.options, follow=self.follow, expires_at=self.expires_at)
+        stream = Stream(
+            self.subscription, connection, self.options,
+            follow=self.follow, expires_at=self.expires_at, turns=self.pulse.turns,
+        )  # fmt: skip
         self.pulse.add(stream, self.wire.form)
         return stream
 

@@ -16,6 +16,7 @@ from relay import telemetry
 from relay.core.errors import Overloaded
 from relay.core.goodbye import DRAIN, Goodbye
 from relay.core.hold import Hold
+from relay.delivery.turns import catching_up
 
 _TICK_S: Final = 0.05
 _BEATS: Final = 256
@@ -40,6 +41,8 @@ class Pulse:
         self._streams: set[Beating] = set()
         self._taken = 0
         self._draining = False
+        self.turns = catching_up()
+        """The line of all its streams that catch up."""
         self._free_one = self._free
         """One for all streams: a bound method each would be memory of every viewer."""
 

@@ -24,6 +24,7 @@ from relay.core.goodbye import AUTH_EXPIRED, SLOW, Goodbye
 from relay.core.window import Slice
 from relay.core.wires import Notice
 from relay.delivery.options import DeliveryOptions
+from relay.delivery.turns import LOOK_BYTES, Turns, catching_up
 from relay.fanout.crowd import Crowd
 from relay.fanout.subscription import Subscription
 
@@ -111,6 +112,7 @@ class Stream:
         "_taken_at",
         "_told",
         "_told_at",
+        "_turns",
         "_written",
         "_written_at",
         "expires_at",
@@ -126,7 +128,9 @@ class Stream:
         *,
         follow: bool = True,
         expires_at: float | None = None,
+        turns: Turns | None = None,
     ) -> None:
+        """`turns`: the line of all who catch up; None for a line of its own."""
         self.expires_at = expires_at
         """When the reader's access ends, by our monotonic clock; None for never."""
         self.woken: Callable[[], None] = _nobody
@@ -136,6 +140,7 @@ class Stream:
         self._connection = connection
         self._options = options
         self._follow = follow
+        self._turns = turns or catching_up()
         self._goodbye: Goodbye | None = None
         self._crowd: Crowd | None = None
         """The crowd it stands in; while it does, where it stands and what was written is the crowd's to know."""
@@ -212,23 +217,26 @@ class Stream:
 
     async def _catch_up(self) -> bool:
         """Write until the window has nothing more behind the cursor; false if the connection takes no more before that."""
+        granted = False
         while True:
             self._check()
             if self._connection.full:
                 self._set_slow(slow=True)
                 return False
+            if not (granted or self._turns.open or self._sub.waiting):
+                await self._turns.mine()
+                granted = True
+                continue
+            granted = False
             part = await self._read_back() if self._sub.behind else self._sub.take()
             if part is not None:
                 self._write(part)
-                self._moved_at = self._written_at
-                if self._sub.waiting:
-                    continue  # nothing is left: no other's turn is owed
+                self._moved_at = time.monotonic()
             elif self._sub.behind:
                 await self._until_there()
             else:
                 self._tell_position()
                 return True
-            await asyncio.sleep(0)
 
     async def _until_there(self) -> None:
         """What comes next is being brought back: nobody is told. Who does not follow cannot be kept waiting for ever."""
@@ -319,6 +327,7 @@ class Stream:
 
     # --- small ------------------------------------------------------------------------------------------------------
     def _write(self, part: Slice | Notice) -> None:
+        self._turns.spend(LOOK_BYTES + (len(part.data) if isinstance(part, Slice) else 0))
         if isinstance(part, Notice):
             telemetry.RESETS.inc()
             self._put(self._sub.wire.notice(part))

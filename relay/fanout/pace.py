@@ -55,7 +55,7 @@ class Pace:
     def _learn(self) -> None:
         assert self._loop is not None
         took = self._loop.time() - self._began
-        if took < self._gap * _SHARE:
-            self._pause = self._pause / 2 if self._pause > _LEAST_S else 0.0
-        else:
+        if took > self._gap * _SHARE:
             self._pause = min(_MOST_S, max(_LEAST_S, self._pause * 2))
+        elif took < self._gap * _SHARE / 2:  # not at the same share: the pause itself has made it smaller
+            self._pause = self._pause / 2 if self._pause > _LEAST_S else 0.0

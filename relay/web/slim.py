@@ -29,12 +29,15 @@ from relay.delivery.compression import CarrierCompressed
 from relay.delivery.connection import reset_at_close
 from relay.delivery.http import EventStream
 from relay.delivery.stream import Flow
+from relay.delivery.turns import Turns
 from relay.delivery.viewer import Viewer
 from relay.web.door import Door, Endpoint, Route
 from relay.web.options import LimitOptions
 
 _AHEAD: Final = 65_536
 """Most bytes read of requests that come while one is being answered."""
+_ARRIVALS: Final = 32
+"""So many requests are begun in one turn of the loop: two or three milliseconds."""
 _HEAD_LIKE: Final = re.compile(rb"[A-Z]{1,16}(?: [^\r\n]*(?:\r\n[^\r\n]*)*\r?)?")
 """What may still become a head; anything else aiohttp is to judge at once."""
 _PARAMETER: Final = re.compile(r"\{(\w+)(?::[^}]*)?\}")
@@ -56,6 +59,8 @@ class Slim:
         self.aiohttp_protocol = aiohttp_protocol
         self.head_s = limits.head_s
         self.head_bytes = limits.head_bytes
+        self.arrivals = Turns(_ARRIVALS, 1)
+        """The line of those who ask for something: a crowd that comes at once is let in between two flushes."""
         self.connections: set[Connection] = set()
         self.deadlines: dict[Connection, float] = {}
         """Those of whom a request is awaited, and until when."""
@@ -180,7 +185,7 @@ class Connection(BaseProtocol):
             self._slim.await_request(self, self._slim.head_s)
         self._ahead += data
         if not self._busy:
-            self._read()
+            self._slim.arrivals.take(self._read)
         elif len(self._ahead) > _AHEAD and not self._reading_paused:
             self._reading_paused = True
             self._pause_transport_reading()
@@ -197,6 +202,8 @@ class Connection(BaseProtocol):
 
     # --- requests ---------------------------------------------------------------------------------------------------
     def _read(self) -> None:
+        if self._busy or self.closing or not self._ahead:  # its turn came late
+            return
         head, mark, rest = self._ahead.partition(b"\r\n\r\n")
         if not mark:
             if len(head) > self._slim.head_bytes or not _HEAD_LIKE.fullmatch(head):
@@ -215,6 +222,7 @@ class Connection(BaseProtocol):
         transport, ahead = self.transport, self._ahead
         assert transport is not None
         self._slim.forget(self)
+        self.transport, self._ahead = None, b""
         protocol = self._slim.aiohttp_protocol()
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
@@ -270,7 +278,7 @@ class Connection(BaseProtocol):
             self._reading_paused = False
             self._resume_transport_reading()
         if self._ahead:
-            self._read()
+            self._slim.arrivals.take(self._read)
 
     # --- what a stream wants of its connection ----------------------------------------------------------------------
     @property
