@@ -29,15 +29,18 @@ class Chunked:
 
     def feed(self, data: bytes) -> bytes:
         """The body's bytes in `data`. Raises ValueError for what is not chunked; feed nothing more then."""
-        if not self._left and not self._held and not self._gap and not self._trailers:
-            whole = _whole(data)
-            if whole is not None:
-                return whole
         parts: list[bytes] = []
+        at = 0
+        if not (self._left or self._held or self._gap or self._trailers):
+            at = _whole(data, parts)
+        if at < len(data):
+            self._rest(data[at:] if at else data, parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _rest(self, data: bytes, parts: list[bytes]) -> None:
         data, self._held, at = self._held + data, b"", 0
         while at < len(data) and not self.ended:
             at = self._body(data, at, parts) if self._left else self._line(data, at)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _body(self, data: bytes, at: int, parts: list[bytes]) -> int:
         part = data[at : at + self._left]
@@ -68,13 +71,17 @@ class Chunked:
             self._trailers = not self._left
 
 
-def _whole(data: bytes) -> bytes | None:
-    """The usual case: one chunk, all of it, nothing else."""
-    end = data.find(b"\r\n", 0, 18)
-    if end <= 0 or not data.endswith(b"\r\n"):
-        return None
-    size = _size(data[:end])
-    return data[end + 2 : -2] if size and len(data) == end + 4 + size else None
+def _whole(data: bytes, parts: list[bytes]) -> int:
+    """The usual case: whole chunks. Where they end; what follows is left to the rules."""
+    at = 0
+    while (end := data.find(b"\r\n", at, at + 18)) > 0:
+        size = _size(data[at:end])
+        stop = end + 2 + size
+        if not size or data[stop : stop + 2] != b"\r\n":
+            break
+        parts.append(data[end + 2 : stop])
+        at = stop + 2
+    return at
 
 
 @lru_cache(maxsize=4096)

@@ -14,6 +14,9 @@ import msgspec
 
 MAX_SEQ: Final = 2**63 - 1
 
+_ENCODE: Final = msgspec.json.Encoder().encode
+_DECODE: Final = msgspec.json.Decoder().decode
+
 FINAL_STATUS: Final = {
     "run.completed": "completed",
     "run.failed": "failed",
@@ -63,7 +66,7 @@ def is_final(kind: str, data: object) -> bool:
 def encode(body: object) -> bytes:
     """One line of JSON. Lone surrogates are written escaped. Raises ValueError for what is nested too deeply."""
     try:
-        return msgspec.json.encode(body)
+        return _ENCODE(body)
     except UnicodeEncodeError:
         return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
     except RecursionError as error:
@@ -77,7 +80,7 @@ def decode(data: bytes) -> Any:
     library reads.
     """
     try:
-        return msgspec.json.decode(data)
+        return _DECODE(data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from relay.core.events import FINAL_STATUS, MOVING_STATUS, TERMINAL, Draft, Event, decode, encode, is_final
+
+_TELLING: Final = FINAL_STATUS.keys() | MOVING_STATUS.keys()
+"""The few types that say something of the run's life; all others are only passed on."""
 
 
 class Step(NamedTuple):
@@ -81,13 +84,18 @@ class Run:
         if draft.seq is None:
             body["seq"] = seq
         self.last_seq = seq
-        if is_final(draft.type, body.get("data")):
-            self.status = FINAL_STATUS[draft.type]
+        if draft.type in _TELLING:
+            self._note(draft.type, body)
+        return Event(seq, draft.type, _encoded(body))
+
+    def _note(self, kind: str, body: dict[str, Any]) -> None:
+        """What an event says of the run's life."""
+        if is_final(kind, body.get("data")):
+            self.status = FINAL_STATUS[kind]
             self.ended = True
             self.ended_at = body.get("created_at")
         elif not self.ended and not _is_nested(body.get("data")):
-            self.status = MOVING_STATUS.get(draft.type, self.status)
-        return Event(seq, draft.type, _encoded(body))
+            self.status = MOVING_STATUS.get(kind, self.status)
 
 
 def status_after(events: Iterable[Event]) -> str:

@@ -61,15 +61,13 @@ def _draft(seq: int, kind: str, envelope: dict[str, Any], *, run_id: str, receiv
     if kind in NATIVE_FIELD and isinstance(data, dict):
         theirs, ours = NATIVE_FIELD[kind]
         if theirs in data and ours not in data:
-            data = {**data, ours: data[theirs]}
-    body: dict[str, Any] = {
-        **envelope,
-        "seq": seq,
-        "type": native,
-        "data": data,
-        "created_at": _text(envelope.get("created_at")) or _text(envelope.get("ts")) or received_at,
-        "run_id": _text(envelope.get("run_id")) or run_id,
-    }
+            data[ours] = data[theirs]
+    # The envelope is ours alone: it was decoded for this one draft, which is made of it in place.
+    envelope["seq"] = seq
+    envelope["type"] = native
+    envelope["data"] = data
+    envelope["created_at"] = _text(envelope.get("created_at")) or _text(envelope.get("ts")) or received_at
+    envelope["run_id"] = _text(envelope.get("run_id")) or run_id
     if native != kind:
-        body["upstream_type"] = kind
-    return Draft(seq, native, body)
+        envelope["upstream_type"] = kind
+    return Draft(seq, native, envelope)
