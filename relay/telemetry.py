@@ -59,7 +59,7 @@ EVENTS_GAPS = _counter(
 )
 INGEST_LAG = _histogram(
     "relay_ingest_lag_seconds",
-    "From an event's upstream timestamp to its arrival here (clock skew included).",
+    "From an event's upstream timestamp to its arrival here (clock skew included); at most one a second and run.",
     "upstream",
 )
 RUNS_PUMPED = _gauge("relay_runs_pumped", "Runs this process pumps, or waits to claim.", "upstream")
