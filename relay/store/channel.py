@@ -13,6 +13,7 @@ import asyncio
 from collections import deque
 from typing import Any
 
+import hiredis
 from redis import exceptions
 
 from relay.store.line import Line
@@ -55,6 +56,8 @@ class Channel(Line):
         return done
 
     def _take(self, reply: Any) -> None:
+        if type(reply) is hiredis.PushNotification:  # RESP3 (`?protocol=3`): it answers nothing
+            return
         if not self._asked:
             raise exceptions.InvalidResponse("a reply nobody asked for")
         first = self._asked[0]

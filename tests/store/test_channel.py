@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import hiredis
@@ -15,12 +19,21 @@ from hypothesis import strategies as st
 from redis import exceptions
 
 from relay.core.errors import StoreUnavailable
+from relay.store.bells import Bells
 from relay.store.channel import Channel
 from relay.store.line import Line
-from relay.store.node import Node, node_at
+from relay.store.node import Node, node_at, node_of_url
 from relay.store.options import RedisOptions
 from relay.store.packing import packed
 from relay.store.redis import Store
+from tests.support.needs import missing
+
+try:
+    import uvloop
+except ImportError:
+    LOOPS: list[Any] = [asyncio.run]
+else:
+    LOOPS = [asyncio.run, uvloop.run]
 
 Said = Callable[["Talk", list[bytes]], None]
 
@@ -41,6 +54,7 @@ class Talk(asyncio.Protocol):
         self._reader.feed(data)
         while (command := self._reader.gets()) is not False:
             if command[0] in (b"CLIENT", b"HELLO", b"SELECT", b"AUTH"):
+                self.server.introduced.append(command)
                 self.transport.write(b"+OK\r\n")
             else:
                 self.server.commands.append(command)
@@ -53,15 +67,16 @@ class Talk(asyncio.Protocol):
 class Server:
     def __init__(self, said: Said) -> None:
         self.said = said
+        self.introduced: list[list[bytes]] = []
         self.commands: list[list[bytes]] = []
         self.talks: list[Talk] = []
         self.port = 0
 
 
 @asynccontextmanager
-async def serving(said: Said) -> AsyncIterator[Server]:
+async def serving(said: Said, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
     server = Server(said)
-    listening = await asyncio.get_running_loop().create_server(lambda: Talk(server), "127.0.0.1", 0)
+    listening = await asyncio.get_running_loop().create_server(lambda: Talk(server), "127.0.0.1", 0, ssl=tls)
     server.port = listening.sockets[0].getsockname()[1]
     try:
         yield server
@@ -347,6 +362,56 @@ async def test_scripts_that_were_flushed_are_loaded_and_called_once_more() -> No
         assert await store.call_packed("append", [("k", packed(("EVALSHA", "x", 0)))] * 2) == [b"OK", b"OK"]
         assert sum(command[0] == b"EVALSHA" for command in server.commands) == 4
         await store.close()
+
+
+# --- other roads to the same server -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("run", LOOPS)
+def test_over_tls_and_with_credentials(run: Callable[[Any], None], tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        missing("openssl", "a certificate is made with it")
+    place = tmp_path / "both.pem"
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=redis.test", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", place,
+         "-out", tmp_path / "only.crt"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    place.write_bytes(place.read_bytes() + (tmp_path / "only.crt").read_bytes())
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(place)
+
+    async def scenario() -> None:
+        async with serving(echo, tls=context) as server:
+            url = f"rediss://relay:pw@127.0.0.1:{server.port}?ssl_ca_certs={tmp_path / 'only.crt'}"
+            node = node_of_url(url, 5.0)
+            long = b"x" * 200_000
+            found = await asyncio.gather(*[node.ask([packed(("ECHO", long + b"%d" % i))]) for i in range(20)])
+            assert found == [[long + b"%d" % i] for i in range(20)]
+            assert [b"AUTH", b"relay", b"pw"] in server.introduced
+            await node.close()
+
+    run(scenario())
+
+
+async def test_resp3_and_what_it_pushes_unasked(redis_url: str) -> None:
+    node = node_of_url(f"{redis_url}{'&' if '?' in redis_url else '?'}protocol=3", 5.0)
+    heard: asyncio.Queue[list[Any]] = asyncio.Queue()
+    bells = Bells(node, heard.put_nowait)
+    await bells.connect()
+    bells.send("SSUBSCRIBE", "channel:of:this:test")
+    async with asyncio.timeout(5):
+        assert (await heard.get())[:2] == [b"ssubscribe", b"channel:of:this:test"]
+        assert await node.ask([packed(("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "channel:of:"))]) == [b"OK"]
+        other = node_of_url(redis_url, 5.0)
+        for number in range(5):
+            await other.ask([packed(("SET", "channel:of:x", number, "PX", 1000))])
+            assert await node.ask([packed(("ECHO", number)), packed(("ECHO", "b"))]) == [b"%d" % number, b"b"]
+        await other.ask([packed(("SPUBLISH", "channel:of:this:test", "7"))])
+        assert await heard.get() == [b"smessage", b"channel:of:this:test", b"7"]
+    bells.close()
+    await node.close()
+    await other.close()
 
 
 async def until(fact: Callable[[], bool]) -> None:
