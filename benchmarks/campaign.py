@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import curves, machine, report, rivals
 from benchmarks.contest import Contestant, Place, Relay
-from benchmarks.load import Load, Violation
-from benchmarks.measure import Arena, Row, Shape
+from benchmarks.load import Load
+from benchmarks.measure import Arena, Row, Shape, noted
 from benchmarks.profile import Profile
 from benchmarks.workloads import WORKLOADS, Turn
 from relay.store.embedded import EmbeddedServer
@@ -40,23 +39,12 @@ async def run(options: argparse.Namespace, load: Load, server: EmbeddedServer, d
         field = {name: who for name, who in field.items() if name in ("relay", *options.peers)}
     results: dict[str, Any] = {"workloads": {}, "curves": {}, "failed": {}}
     for name in [] if options.curves else options.only or WORKLOADS:
-        async with _noted(name, results["failed"]):
+        async with noted(name, results["failed"]):
             told = await _workload(name, options, arena, field)
             results["workloads"][name] = {"facts": facts, "skipped": absent, **told}
     for name in options.curves:
-        async with _noted(name, results["failed"]):
-            results["curves"][name] = {"facts": facts, **await curves.draw(name, arena, field)}
+        results["curves"][name] = {"facts": facts, **await curves.draw(name, arena, field, results["failed"])}
     return results
-
-
-@asynccontextmanager
-async def _noted(name: str, failed: dict[str, str]) -> AsyncIterator[None]:
-    """What went wrong with relay is written down, and the next workload has its turn."""
-    try:
-        yield
-    except (Violation, TimeoutError, RuntimeError, OSError) as error:
-        failed[name] = f"{type(error).__name__}: {error}"
-        print(f"\nFAILED: {name}: {failed[name]}\n", flush=True)
 
 
 def merged(latest: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

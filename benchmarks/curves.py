@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.contest import Contestant, Relay
-from benchmarks.measure import Arena, Row, Shape, live
+from benchmarks.measure import Arena, Row, Shape, live, noted
 
 PEERS = ("relay", "c-each", "nchan")
 
@@ -57,12 +57,15 @@ CURVES: dict[str, Curve] = {
 }  # fmt: skip
 
 
-async def draw(name: str, arena: Arena, field: Mapping[str, Contestant]) -> dict[str, Any]:
-    """Every point by everybody who is here."""
+async def draw(name: str, arena: Arena, field: Mapping[str, Contestant], failed: dict[str, str]) -> dict[str, Any]:
+    """Every point by everybody who is here; where somebody failed, the point is without him."""
     curve = CURVES[name]
     points = []
     for at, shape in curve.points:
-        rows = [await _point(name, at, who, arena, field, shape) for who in PEERS if who in field]
+        rows: list[Row] = []
+        for who in PEERS:
+            async with noted(f"{name} {at:,} {who}", failed):
+                rows += [await _point(name, at, who, arena, field, shape)] if who in field else []
         points.append({"at": at, "rows": rows})
     return {"axis": curve.axis, "what": curve.what, "points": points}
 

@@ -158,17 +158,16 @@ def facts(redis: str, client: str, *, pin: bool) -> dict[str, Any]:
 
 def _commit() -> str:
     """The commit that is measured, with "+" if files that count differ from it."""
+    changed = _git("status", "--porcelain", "--", "relay", "tests/support", "benchmarks/*.py")
+    return (_git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
+
+
+def _git(*words: str) -> str:
+    here = Path(__file__).resolve().parents[1]
     try:
-        said = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=Path(__file__).parent,
-        )
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=here).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return said.stdout.strip()
+        return ""
 
 
 def _cpu_model() -> str:

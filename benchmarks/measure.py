@@ -7,6 +7,8 @@ order, or a Violation ends the benchmark. Which workloads there are is in worklo
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +53,16 @@ class Shape:
     """Bytes of an event as viewers get it; None: the campaign's size."""
     payload: int | None = None
     """Bytes of an event as it is published, whatever a contestant adds; goes before `size`."""
+
+
+@asynccontextmanager
+async def noted(name: str, failed: dict[str, str]) -> AsyncIterator[None]:
+    """What went wrong with relay is written down (and the benchmark has failed), and the next one has its turn."""
+    try:
+        yield
+    except (Violation, TimeoutError, RuntimeError, OSError) as error:
+        failed[name] = f"{type(error).__name__}: {error}"
+        print(f"\nFAILED: {name}: {failed[name]}\n", flush=True)
 
 
 async def live(arena: Arena, who: Contestant, shape: Shape) -> Row:

@@ -156,17 +156,21 @@ def document(results: Mapping[str, Any], plots: Sequence[str]) -> str:
     curves = results.get("curves", {})
     if not workloads and not curves:
         return "Nothing has been measured in this form yet: `make bench` writes it here.\n"
-    bar = [["medians over the rounds", "goal", "measured", "met"], *goals.lines(workloads)]
-    parts = [
-        f"{where}\n" for where in dict.fromkeys(_where(one["facts"]) for one in [*workloads.values(), *curves.values()])
-    ]
-    parts += ["### The bar", "", aligned(bar), "", "### Who is ahead of relay", ""]
-    parts += ["In brackets: relay's number divided by theirs.", "", *(ahead(workloads) or ["Nobody, in any workload."])]
+    measured = [*workloads.values(), *curves.values()]
+    parts = [f"{where}\n" for where in dict.fromkeys(_where(one["facts"]) for one in measured)]
+    parts += _verdict(workloads) if workloads else []
     parts += [line for name, workload in workloads.items() for line in _section(name, workload)]
     for name, curve in curves.items():
         parts += ["", f"### Cost against {name}", "", curve["what"], "", _curve_table(curve), "", _when(curve["facts"])]
     parts += ["", "### Pictures", *(f"\n![{Path(plot).stem}]({plot})" for plot in plots)] if plots else []
     return "\n".join([*parts, ""])
+
+
+def _verdict(workloads: Mapping[str, Any]) -> list[str]:
+    bar = [["medians over the rounds", "goal", "measured", "met"], *goals.lines(workloads)]
+    better = ahead(workloads) or ["Nobody, in any workload."]
+    bracket = "In brackets: relay's number divided by theirs."
+    return ["### The bar", "", aligned(bar), "", "### Who is ahead of relay", "", bracket, "", *better]
 
 
 def _section(name: str, workload: Mapping[str, Any]) -> list[str]:

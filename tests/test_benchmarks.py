@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import campaign, goals, report
 from benchmarks.load import FIRST, Seen, Violation
-from benchmarks.measure import _counted
+from benchmarks.measure import _counted, noted
 from benchmarks.upstream import Feed, Track
 from benchmarks.viewer import Tally, Viewer
 from benchmarks.workloads import WORKLOADS
@@ -131,6 +131,15 @@ def test_a_round_without_a_peer_counts_for_the_others() -> None:
     ours, theirs = report.summary("W1", rounds)
     assert ours["deliveries_per_cpu_s"] == 50
     assert theirs["ratios"] == [1.0, 2.5]
+
+
+async def test_what_fails_is_written_down_and_the_next_one_has_its_turn() -> None:
+    failed: dict[str, str] = {}
+    async with noted("W1", failed):
+        raise Violation("relay: 1 gaps")
+    async with noted("W2", failed):
+        pass
+    assert failed == {"W1": "Violation: relay: 1 gaps"}
 
 
 def test_goals_say_met_missed_and_not_measured() -> None:
