@@ -7,7 +7,7 @@ SEED   ?= 1
 ROUNDS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint types ship browser clients campaign own-seq rolling bench bench-short clean
+.PHONY: help run test test-fast lint types ship browser clients campaign own-seq laws rolling bench bench-short clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ campaign: $(VENV)/.ready  ## real processes under seeded faults, judged by an of
 
 rolling: $(VENV)/.ready  ## a rolling restart under a thousand viewers: nothing lost, reconnects counted (SEED)
 	$(BIN)/python -m tests.campaign.rolling --seed $(SEED) $(ARGS)
+
+laws: $(VENV)/.ready  ## the laws of snapshots and coalescing on 10,000 made-up runs, for every cut (SEED)
+	RELAY_TEST_FOLDS=10000 RELAY_TEST_SEED=$(SEED) $(BIN)/python -m pytest --timeout 1800 tests/core/test_fold.py $(ARGS)
 
 own-seq: $(VENV)/.ready  ## 12,000 seeded lives of runs without seq, under cuts, crashes and losses (SEED)
 	RELAY_TEST_OWN_SEQ=12000 RELAY_TEST_SEED=$(SEED) $(BIN)/python -m pytest tests/ingest/test_own_seq_campaign.py $(ARGS)
