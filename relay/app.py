@@ -204,7 +204,7 @@ class App:
         server = self.settings.server
         directory = Directory(upstreams, self._log, hub)
         runs = Runs(directory, self._log, ingestor, self._tokens, self._once)
-        events = Events(directory, hub, self._pulse, self.settings.delivery)
+        events = Events(directory, hub, self._pulse, self.settings.delivery, public=self.settings.auth.mode == "none")
         mounts = Mounts(self.settings.faces.root)
         at_root = mounts.root == "native"
         ground = Ground(directory, hub, self._log, ingestor, self._pulse, self.settings.delivery, self._resends)

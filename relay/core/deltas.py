@@ -21,7 +21,7 @@ DELTAS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Event type -> the fields of `data` that hold its text: the same one, where there are two."""
 
-_OWN: Final = ("created_at", "ts", "event_id")
+_OWN: Final[tuple[str, ...]] = ("created_at", "ts", "event_id")
 _MERGED_UNITS: Final = 262_144
 """About how long the text of a merged event may grow."""
 

@@ -97,6 +97,10 @@ class Window:
             self._memo[key] = found
         return found
 
+    def behind(self, cursor: int) -> Sequence[Event]:
+        """The events behind a cursor that is not below the floor."""
+        return self._events[bisect_right(self._seqs, cursor) :]
+
     def told(self, cursor: int, key: Hashable, max_bytes: int, tell: Callable[[Sequence[Event]], Any]) -> Any:
         """What `tell` makes of the events behind `cursor`, about `max_bytes` of them, remembered under `key`.
 

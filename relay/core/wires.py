@@ -39,6 +39,11 @@ def position(seq: int) -> Notice:
     return Notice("relay.position", {"seq": seq}, seq)
 
 
+def snapshot(data: dict[str, Any]) -> Notice:
+    """The run so far, folded (`core.fold`): whoever has this needs only what follows it."""
+    return Notice("relay.snapshot", data, data["as_of_seq"])
+
+
 def reset(from_seq: int, to_seq: int, reason: str) -> Notice:
     """Events `from_seq..to_seq` can no longer be had."""
     return Notice("relay.reset", {"from_seq": from_seq, "to_seq": to_seq, "reason": reason}, to_seq)

@@ -182,6 +182,7 @@ class Stream:
         if not self._follow and self._sub.cursor >= max(topic.last_seq, topic.state.last_seq):
             self._tell_position()
             return None
+        self._sub.pressed(yes=False)
         self._join()  # nothing was awaited since we saw that there is nothing to do: nothing was missed
         return WAITS
 
@@ -222,6 +223,7 @@ class Stream:
             self._check()
             if self._connection.full:
                 self._set_slow(slow=True)
+                self._sub.pressed(yes=True)
                 return False
             if not (granted or self._turns.open or self._sub.waiting):
                 await self._turns.mine()

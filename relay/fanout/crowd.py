@@ -33,12 +33,14 @@ class Member(Protocol):
 
 
 class Crowd:
-    __slots__ = ("_delivered", "front", "key", "members", "told", "written", "written_at")
+    __slots__ = ("_delivered", "front", "key", "members", "pace_s", "told", "written", "written_at")
 
     def __init__(self, key: Hashable, front: Subscription) -> None:
         self.key = key
         self.front = front
         """A subscription that is nobody's: it stands where all members stand."""
+        self.pace_s = front.pace_s
+        """It is flushed no more often than this; 0: whenever there is something new."""
         self.members: dict[Member, Callable[[bytes], None]] = {}
         self.written = 0
         """Bytes ever written to one who was here all the time."""
@@ -47,6 +49,11 @@ class Crowd:
         self.told = 0
         """The seq of the last event that was."""
         self._delivered: Counter = telemetry.delivered(front.wire.form)
+
+    @property
+    def wait_s(self) -> float:
+        """Until it is due. The first event after a pause is never late."""
+        return self.written_at + self.pace_s - time.monotonic()
 
     def flush(self) -> bool:
         """Write what is new to everybody; whether all there is to do for them then is to wait."""

@@ -19,10 +19,12 @@ from relay.core.filters import Types
 from relay.core.hold import Hold
 from relay.core.ids import RunKey
 from relay.core.wires import AnyWire
+from relay.fanout.coalescing import Coalesce, CoalescingSubscription
 from relay.fanout.folding import FoldSubscription
 from relay.fanout.follower import Follower
 from relay.fanout.history import History
 from relay.fanout.options import FanoutOptions
+from relay.fanout.snapshots import Snapshots
 from relay.fanout.subscription import Subscription
 from relay.fanout.topic import Topic
 from relay.store.log import Log
@@ -58,6 +60,7 @@ class Hub:
         self._topics: dict[RunKey, Topic] = {}
         self._follower = Follower(store, log, options, wants.orphaned)
         self._history = History(log, wants.fetch, page_bytes=options.page_bytes, memory_bytes=options.memory_bytes // 4)
+        self.snapshots = Snapshots(log, self._history)
         telemetry.WINDOW_BYTES.set_function(lambda: sum(topic.window.size for topic in self._topics.values()))
         telemetry.TOPICS.set_function(lambda: len(self._topics))
 
@@ -153,8 +156,24 @@ class Hub:
             await self._wants.probe(topic.key)
             await topic.refresh()
 
-    def subscribe(self, topic: Topic, cursor: int, wire: AnyWire, types: Types | None) -> Subscription:
-        return Subscription(topic, self._history, cursor, wire, types, self._options.page_bytes)
+    def subscribe(
+        self,
+        topic: Topic,
+        cursor: int,
+        wire: AnyWire,
+        types: Types | None,
+        *,
+        snapshot: bool = False,
+        coalesce: Coalesce | None = None,
+    ) -> Subscription:
+        """A reader behind `cursor`. `snapshot`: a fold first, if it has seen nothing yet, and after every reset."""
+        if coalesce is None:
+            made = Subscription(topic, self._history, cursor, wire, types, self._options.page_bytes)
+        else:
+            made = CoalescingSubscription(topic, self._history, cursor, wire, types, self._options.page_bytes, coalesce)
+        if snapshot:
+            made.folded(self.snapshots)
+        return made
 
     def subscribe_fold(self, topic: Topic, cursor: int, wire: AnyWire, fold: Fold) -> FoldSubscription:
         """A reader of a face whose frames have to fit together."""

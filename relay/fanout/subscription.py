@@ -7,17 +7,23 @@ between.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable
+from typing import Final
 
 from relay.core.filters import Types
 from relay.core.window import Slice
 from relay.core.wires import AnyWire, Notice, reset
 from relay.fanout.history import Gone, History, Page
+from relay.fanout.snapshots import Snapshots
 from relay.fanout.topic import Topic
+
+_PRIMED_S: Final = 3.0
+"""How long a first snapshot waits for a log that is being filled: a fold of half a history would not spare the rest."""
 
 
 class Subscription:
-    __slots__ = ("_history", "_max_bytes", "cursor", "topic", "types", "wire")
+    __slots__ = ("_due_since", "_history", "_max_bytes", "_snapshots", "cursor", "topic", "types", "wire")
 
     def __init__(
         self, topic: Topic, history: History, cursor: int, wire: AnyWire, types: Types | None, max_bytes: int
@@ -29,9 +35,23 @@ class Subscription:
         self.types = types
         self._history = history
         self._max_bytes = max_bytes
+        self._snapshots: Snapshots | None = None
+        self._due_since: float | None = None
+        """Since when a snapshot comes next, before any event."""
 
     early = False
     """Whether it may end before its run is sealed."""
+    pace_s = 0.0
+    """How often it is told at most; 0: whenever there is something new."""
+
+    def folded(self, snapshots: Snapshots) -> None:
+        """This reader takes snapshots: now, if it has seen nothing yet, and after every reset."""
+        self._snapshots = snapshots
+        if not self.cursor:
+            self._due_since = time.monotonic()
+
+    def pressed(self, *, yes: bool) -> None:
+        """Its connection takes less than there is, or all of it again."""
 
     @property
     def share(self) -> Hashable:
@@ -50,8 +70,8 @@ class Subscription:
 
     @property
     def behind(self) -> bool:
-        """What comes next is not in the window: the log has it, or what was fetched again, or nobody any more."""
-        return self.cursor < self.topic.window.floor
+        """What comes next is not in the window: a snapshot; the log has it, or what was fetched again, or nobody."""
+        return self._due_since is not None or self.cursor < self.topic.window.floor
 
     @property
     def ended(self) -> bool:
@@ -66,7 +86,12 @@ class Subscription:
         return found
 
     async def read_back(self) -> Slice | Notice | None:
-        """The next events before the window, or the notice that they are gone; None if they cannot be had right now."""
+        """The snapshot that is due, the next events before the window, or the notice that they are gone.
+
+        None if that cannot be had right now. Raises StoreUnavailable.
+        """
+        if self._due_since is not None:
+            return await self._snapshot(self._due_since)
         if self.topic.state.rewritten(self.cursor):
             return self._missed(self.topic.state.generation - 1, "rewritten")
         page = await self._history.page(self.topic, self.cursor)
@@ -77,6 +102,16 @@ class Subscription:
             return self._missed(page.upto, "rewritten" if self.topic.state.rewritten(self.cursor) else "trimmed")
         return self._slice_of(page)
 
+    async def _snapshot(self, since: float) -> Slice | None:
+        assert self._snapshots is not None
+        state = self.topic.state
+        if not (state.primed or state.sealed or self.cursor) and time.monotonic() - since < _PRIMED_S:
+            return None
+        found = await self._snapshots.slice(self.topic, self.wire, self.types)
+        if found is not None:
+            self.cursor, self._due_since = found.upto, None
+        return found
+
     def _slice_of(self, page: Page) -> Slice:
         found = page.slice(self.wire, self.types)
         self.cursor = found.upto
@@ -85,6 +120,8 @@ class Subscription:
     def _missed(self, upto: int, reason: str) -> Slice | Notice:
         """Go on behind what cannot be had; who has seen nothing of what was rewritten need not be told of it."""
         before, self.cursor = self.cursor, upto
+        if self._snapshots is not None:
+            self._due_since = time.monotonic()
         if reason == "rewritten" and not before:
             return Slice(b"", upto, 0, 0)
         return reset(before + 1, upto, reason)

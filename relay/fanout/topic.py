@@ -14,8 +14,10 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from relay.core.events import Event
+from relay.core.filters import Types
+from relay.core.fold import Fold
 from relay.core.ids import RunKey
-from relay.core.window import Window
+from relay.core.window import Slice, Window
 from relay.fanout.crowd import Crowd, Member
 from relay.fanout.pace import Pace
 from relay.store.log import LogState
@@ -34,17 +36,21 @@ class Live(Protocol):
 class Topic:
     __slots__ = (
         "_changed",
+        "_later",
         "_limit",
         "_pace",
         "_refresh",
         "_waiting",
         "crowds",
+        "fold",
+        "folding",
         "key",
         "left",
         "live",
         "mean_bytes",
         "readers",
         "ready",
+        "snapshots",
         "state",
         "unreachable",
         "unwatched",
@@ -60,6 +66,12 @@ class Topic:
         self.crowds: dict[Hashable, Crowd] = {}
         """The live streams, by where they stand and how they are told."""
         self.live: set[Live] = set()
+        self._later: asyncio.TimerHandle | None = None
+        """Rings when a crowd that takes its time is due."""
+        self.fold: Fold | None = None
+        """Of what was published here, once somebody asked for a snapshot; kept by `fanout.snapshots` alone."""
+        self.folding = asyncio.Lock()
+        self.snapshots: dict[tuple[int, Types | None], Slice] = {}
         self.readers = 0
         """Open subscriptions; the hub lets go of a topic without any."""
         self.left: Callable[[], None] = _nothing
@@ -156,7 +168,10 @@ class Topic:
         try:
             while moving:
                 _, crowd = moving.popitem()
-                self._move(crowd)
+                if crowd.pace_s and crowd.wait_s > 0:
+                    self._hold_back(crowd)
+                else:
+                    self._move(crowd)
         finally:  # one that breaks takes no other with it
             for crowd in moving.values():
                 self._settle(crowd)
@@ -171,6 +186,15 @@ class Topic:
                 self._settle(crowd)
             else:
                 crowd.dismiss()
+
+    def _hold_back(self, crowd: Crowd) -> None:
+        self._settle(crowd)
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(crowd.wait_s, self._is_due)
+
+    def _is_due(self) -> None:
+        self._later = None
+        self.announce()
 
     def _settle(self, crowd: Crowd) -> None:
         """A crowd has moved: where it stands now others may stand already."""

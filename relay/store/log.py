@@ -86,6 +86,17 @@ class Scan(msgspec.Struct, frozen=True):
     """What each partition's server took for the time, in unix seconds."""
 
 
+class Folded(msgspec.Struct, frozen=True):
+    """A run's stored fold, if it is newer than what was known, and the events behind it."""
+
+    generation: int
+    floor: int
+    """The log does not hold events up to here."""
+    fold: bytes
+    """Empty: none that is newer."""
+    events: list[Event]
+
+
 class Append(msgspec.Struct, frozen=True):
     """What one run has to say in a group commit. May hold no events, only changed `fields` of the run."""
 
@@ -140,9 +151,10 @@ class Log:
         self._want_ms = int(want_s * 1000)
         self._live_ms = int(retention.live_s * 1000)
         self._sealed_ms = int(retention.sealed_s * 1000)
-        self._cap = retention.live_events
+        self.cap = retention.live_events
+        """About how many events a log holds."""
         self.old = Old(store, keys, lease_s=lease_s, old_s=retention.old_s)
-        self._limits = words(self._live_ms, self._cap)
+        self._limits = words(self._live_ms, self.cap)
         self._roads: dict[RunKey, _Road] = {}
 
     # --- the owner's side -------------------------------------------------------------------------------------------
@@ -332,6 +344,13 @@ class Log:
         return [
             self._readable(key, _events, answer) or [] for (key, _, _), answer in zip(requests, answers, strict=True)
         ]
+
+    async def folded(self, key: RunKey, known: int, most: int) -> Folded:
+        """The run's stored fold, unless a reader who has all up to `known` needs none; up to `most` events behind it."""
+        keys = (self.keys.run(key), self.keys.log(key))
+        script = self._store.scripts["folded"]
+        generation, floor, fold, rows = (await self._call("folded", [ScriptCall(script, keys, (known, most))]))[0]
+        return Folded(int(generation), int(floor), bytes(fold), _events(rows))
 
     def _readable(self, key: RunKey, read: Callable[[Any], _T], answer: Any) -> _T | None:
         """What an answer says; None if somebody else has written there: that is that run's trouble and nobody else's."""

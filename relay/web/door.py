@@ -119,7 +119,10 @@ class Door:
     def _told(self, answer: Answer, route: Route | None, headers: dict[str, str]) -> Answer:
         telemetry.requests(route.name if route else "none", answer.status).inc()
         if isinstance(answer, web.StreamResponse) and not answer.prepared:
+            vary = answer.headers.get(hdrs.VARY)
             answer.headers.update(headers)
+            if vary is not None:  # it names the origin already, where that makes a difference
+                answer.headers[hdrs.VARY] = vary
         return answer
 
 
@@ -230,8 +233,9 @@ def _cors(request: web.Request, admit: Admit) -> dict[str, str]:
     return {
         "Access-Control-Allow-Origin": origin,
         "Access-Control-Allow-Methods": "GET, POST",
-        "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID, X-Relay-Upstream, Idempotency-Key",
-        "Access-Control-Expose-Headers": "X-Trace-Id, Retry-After, Link",
+        "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID, X-Relay-Upstream, Idempotency-Key, "
+        "If-None-Match",
+        "Access-Control-Expose-Headers": "X-Trace-Id, Retry-After, Link, ETag",
         "Access-Control-Max-Age": "600",
         "Vary": "Origin",
     }

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from typing import Final
 
 from aiohttp import hdrs, web
 
 from relay.core.cursor import count_of, cursor_of, flag_of, number_of
-from relay.core.errors import NotAcceptable, UpstreamUnavailable
+from relay.core.errors import InvalidRequest, NotAcceptable, UpstreamUnavailable
 from relay.core.filters import types_of
 from relay.core.ids import checked_id
 from relay.core.wires import Form, Wire
 from relay.delivery import websocket
 from relay.delivery.http import EventStream
 from relay.delivery.options import DeliveryOptions
-from relay.delivery.page import page
+from relay.delivery.page import Wish, page
 from relay.delivery.pulse import Pulse
+from relay.fanout.coalescing import Coalesce
 from relay.fanout.hub import Hub
 from relay.fanout.topic import Topic
+from relay.web.caching import cacheable
 from relay.web.directory import Directory
-from relay.web.door import HEADERS, HOLD, PRINCIPAL, Answer, json_response
+from relay.web.door import HEADERS, HOLD, PRINCIPAL, Answer
 from relay.web.requests import coding_for, the_run
 
 _PRIMED_S: Final = 10.0
 """How long a reader who does not follow waits for the log to hold what the upstream has."""
 _LIMIT: Final = 1000
+_COALESCE_MS: Final = 10_000
 
 
 class Events:
-    def __init__(self, directory: Directory, hub: Hub, pulse: Pulse, options: DeliveryOptions) -> None:
+    def __init__(self, directory: Directory, hub: Hub, pulse: Pulse, options: DeliveryOptions, *, public: bool) -> None:
+        """`public`: everybody may see everything (no auth), so that a shared cache may keep what never changes."""
+        self._public = public
         self._directory = directory
         self._hub = hub
         self._pulse = pulse
@@ -49,7 +55,7 @@ class Events:
             await self._until_there(topic, form, ask)
         await self._hub.settle(topic, ask.cursor)
         if form is None:
-            return await self._page(topic, ask)
+            return await self._page(request, topic, ask)
         if form.startswith("sse") and _nothing_left(request, topic, ask.cursor):
             return web.Response(status=204)
         return await self._stream(request, topic, form, ask)
@@ -62,15 +68,16 @@ class Events:
         if not there and form is not None:  # a proper end would say that this is all there is
             raise UpstreamUnavailable("the upstream's events cannot be read at the moment", retry_after_s=2.0)
 
-    async def _page(self, topic: Topic, ask: _Ask) -> web.Response:
-        body = await page(self._hub, topic, ask.cursor, limit=ask.limit, types=ask.types, wait_s=ask.wait_s)
-        return json_response(body)
+    async def _page(self, request: web.Request, topic: Topic, ask: _Ask) -> web.Response:
+        merged = ask.coalesce is not None and ask.coalesce.pace_ms > 0
+        wish = Wish(ask.cursor, ask.limit, ask.types, ask.wait_s, snapshot=ask.snapshot, merged=merged)
+        return cacheable(request, await page(self._hub, topic, wish), public=self._public)
 
     async def _stream(self, request: web.Request, topic: Topic, form: Form, ask: _Ask) -> Answer:
         coding = coding_for(request, self._options) if form != "websocket" else None
         wire = _wire(form, chunked=form != "websocket" and coding is None and request.version >= (1, 1))
         stream = EventStream(
-            self._hub.subscribe(topic, ask.cursor, wire, ask.types),
+            self._hub.subscribe(topic, ask.cursor, wire, ask.types, snapshot=ask.snapshot, coalesce=ask.coalesce),
             self._pulse,
             self._options,
             request[HOLD],
@@ -85,13 +92,15 @@ class Events:
 class _Ask:
     """What a reader asks for. Every field is checked here; InvalidRequest names the first that is wrong."""
 
-    __slots__ = ("cursor", "follow", "limit", "types", "wait_s")
+    __slots__ = ("coalesce", "cursor", "follow", "limit", "snapshot", "types", "wait_s")
 
     def __init__(self, request: web.Request) -> None:
         query = request.query
         self.cursor = cursor_of(query, request.headers)
         self.follow = flag_of(query, "follow", default=True)
         self.types = types_of(query.get("types"))
+        self.snapshot = flag_of(query, "snapshot", default=False)
+        self.coalesce = coalesce_of(query)
         self.limit = count_of(query, "limit", default=500, low=1, high=_LIMIT)
         self.wait_s = number_of(query, "wait", default=0, low=0, high=60)
 
@@ -100,6 +109,14 @@ class _Ask:
 def _wire(form: Form, *, chunked: bool) -> Wire:
     """One for all viewers of a kind."""
     return Wire(form, chunked=chunked)
+
+
+def coalesce_of(query: Mapping[str, str]) -> Coalesce | None:
+    """`coalesce_ms=n`: merged deltas, at most every n ms; `coalesce=pressure`: merged while the client is slow."""
+    if query.get("coalesce") not in (None, "", "pressure"):
+        raise InvalidRequest.field("coalesce", "not a way to coalesce", "pressure")
+    pace_ms = count_of(query, "coalesce_ms", default=0, low=0, high=_COALESCE_MS)
+    return Coalesce(pace_ms) if pace_ms or query.get("coalesce") else None
 
 
 def form_of(request: web.Request) -> Form | None:
