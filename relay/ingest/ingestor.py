@@ -26,6 +26,7 @@ from relay.core.ids import RunKey
 from relay.ingest.backfill import Backfills
 from relay.ingest.clocks import Clocks
 from relay.ingest.committer import Committer
+from relay.ingest.folds import Folds
 from relay.ingest.intake import Intake
 from relay.ingest.options import IngestOptions
 from relay.ingest.own_pump import OwnPump
@@ -33,13 +34,15 @@ from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.pump import Pump
 from relay.ingest.tenure import Tenure
 from relay.ingest.upstream import Upstream
-from relay.store.log import Log, Scan
+from relay.store.log import Lease, Log, Scan
 
 _PROBE_S: Final = 10.0
 _SCAN_S: Final = 1.0
 _SHARE_S: Final = 0.02
 _AWAY_S: Final = 0.1
 """How soon it is looked again whether Redis is back."""
+_ALL: Final = RunKey("-", "-")
+"""Named in the log where something concerns all runs."""
 _CLAIMS: Final = 64
 """Most orphans of one partition that one scan claims: a fleet that lost an owner shares what it left behind."""
 
@@ -70,6 +73,7 @@ class Ingestor:
         """When we last said that we want a watched run."""
         self._pumped: dict[RunKey, _Pumped] = {}
         self._backfills = Backfills(log, upstreams, options, self._start_filling, event_bytes=event_bytes)
+        self._folds = Folds(log, self._owned)
         self._filling: set[asyncio.Task[None]] = set()
         self._probed: dict[RunKey, float] = {}
         self._clocks = Clocks()
@@ -178,6 +182,7 @@ class Ingestor:
             self._tasks = tasks
             tasks.create_task(self._committer.run(), name="committer")
             tasks.create_task(self._scan_for_ever(), name="orphan scan")
+            tasks.create_task(self._supervise(_ALL, self._folds.run), name="folds")
             for key in self._watchers:
                 self._start(key)
             while True:
@@ -264,6 +269,10 @@ class Ingestor:
         if leases:
             with suppress(RelayError):
                 await self._log.release(leases)
+
+    def _owned(self) -> dict[Lease, int]:
+        pumps = [one.pump for one in self._pumped.values()]
+        return {pump.lease: pump.durable_seq for pump in pumps if pump.lease is not None}
 
     # --- leases and wants -------------------------------------------------------------------------------------------
     async def _renew(self) -> None:

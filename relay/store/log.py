@@ -300,6 +300,18 @@ class Log:
                 raise answer
         return answers
 
+    async def fold_seqs(self, keys: Sequence[RunKey]) -> list[int]:
+        """Up to where each of these runs is folded; 0 where it is not."""
+        answers = await self._store.run("fold_seqs", [("HGET", self.keys.run(key), "fold_seq") for key in keys])
+        return [int(answer or 0) for answer in answers]
+
+    async def keep_fold(self, lease: Lease, generation: int, seq: int, fold: bytes) -> bool:
+        """Store the fold of everything up to `seq` beside the log; false if the run is not this owner's any more."""
+        args = (lease.owner, lease.fence, generation, seq, fold)
+        script = self._store.scripts["fold"]
+        answer = (await self._call("fold", [ScriptCall(script, (self.keys.run(lease.key),), args)]))[0]
+        return text(answer) == "OK"
+
     # --- threads: some systems ask for a run's thread with every call ------------------------------------------------
     async def note_thread(self, key: RunKey, thread_id: str) -> None:
         """Remember in which thread a run is."""

@@ -1,6 +1,11 @@
 -- Make events durable. Lua does not roll back, so everything is checked before the first write.
 -- KEYS log, run, bell.  ARGV owner, fence, prev, live_ms, cap, n_fields, {field, value}.., {seq, type, json}..
 -- Answers 'OK', 'FENCED' (another owner writes now) or 'LOST' (the log's end is not `prev`, or the run's state is gone).
+-- A log beyond `cap` loses its head. What can be fetched from nobody again (own seq, so without holes) must be folded first.
+local function may_trim(run, at, cap)
+  if redis.call('HEXISTS', run, 'ingest_cursor') == 0 then return true end
+  return tonumber(redis.call('HGET', run, 'fold_seq') or 0) >= tonumber(at) - cap
+end
 local held = redis.call('HMGET', KEYS[2], 'owner', 'fence', 'sealed')
 if not held[1] then return 'LOST' end
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then return 'FENCED' end
@@ -22,7 +27,7 @@ end
 redis.call('HSET', KEYS[2], 'last_seq', at)
 for i = 7, first - 1, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
 local cap = tonumber(ARGV[5])
-if redis.call('XLEN', KEYS[1]) > cap and redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', cap) > 0 then
+if redis.call('XLEN', KEYS[1]) > cap and may_trim(KEYS[2], at, cap) and redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', cap) > 0 then
   redis.call('HSET', KEYS[2], 'floor', before(seq_of(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1))))
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[4])

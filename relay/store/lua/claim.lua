@@ -14,7 +14,7 @@ local last = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)
 local last_seq = last[1] and string.match(last[1][1], '^(%d+)-') or '0'
 if held[3] == '1' and last_seq ~= '0' and ARGV[5] ~= '1' then
   redis.call('ZREM', KEYS[4], ARGV[1])
-  return {1, '', last_seq, redis.call('HGETALL', KEYS[2])}
+  return {1, '', last_seq, fields_of(KEYS[2])}
 end
 redis.call('ZADD', KEYS[4], 'GT', now_ms + ARGV[6], ARGV[1])
 redis.call('PEXPIRE', KEYS[4], ARGV[4])
@@ -45,6 +45,6 @@ local floor = floor_of(KEYS[2], KEYS[3])
 if floor ~= '0' then redis.call('HSET', KEYS[2], 'floor', floor) end  -- known again also if the hash was lost
 if last_seq == '0' then
   -- Nothing is left of the log (or nothing was ever in it): what was said of its head, its start and its end is void.
-  redis.call('HDEL', KEYS[2], 'sealed', 'primed', 'floor', 'gone', 'contiguous', 'last_seq', 'status')
+  redis.call('HDEL', KEYS[2], 'sealed', 'primed', 'floor', 'gone', 'contiguous', 'last_seq', 'status', 'fold', 'fold_seq')
 end
-return {1, fence_text, last_seq, redis.call('HGETALL', KEYS[2])}
+return {1, fence_text, last_seq, fields_of(KEYS[2])}

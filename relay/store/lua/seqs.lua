@@ -22,4 +22,11 @@ local function covered(fill, old)
   if not known[1] or seq_of(redis.call('XREVRANGE', old, '+', '-', 'COUNT', 1)) ~= known[3] then return nil end
   return known[1], known[2]
 end
-
+-- All that is known of a run, as a flat list; its fold may be large and is asked for by name.
+local function fields_of(run)
+  local flat = redis.call('HGETALL', run)
+  for i = 1, #flat, 2 do
+    if flat[i] == 'fold' then flat[i + 1] = '' end
+  end
+  return flat
+end

@@ -1,0 +1,117 @@
+"""Keeps the folds of long runs beside their logs, so that nobody who joins late has to read a run's history.
+
+Every owner looks once a second which of its runs have grown enough, and folds what is new onto the stored fold: both are
+read from Redis, so nothing is held here between two looks, it does not matter which owner wrote the last one, and a pump
+is never kept waiting. Short runs have no fold: their rows are no more than one would be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from relay.core.errors import StoreUnavailable
+from relay.core.events import encode
+from relay.core.fold import Fold
+from relay.core.ids import RunKey
+from relay.store.log import Lease, Log
+
+_LOOK_S: Final = 1.0
+_FIRST: Final = 256
+"""So many events behind what is folded are worth a look, as long as it is not known how large they are."""
+_BYTES: Final = 262_144
+"""So many bytes of events are folded at a time; for a large fold, ..."""
+_TIMES: Final = 2
+"""... so many times its own size: what is written of folds is at most half of what is written of events."""
+_ROWS: Final = 1024
+"""Most events read in one call; also the most that are left unfolded for long, whatever their size."""
+
+
+class _Known:
+    """Of one run: how far it was folded when we last looked, and how many more events it takes to look again."""
+
+    __slots__ = ("lease", "rows", "seq")
+
+    def __init__(self, lease: Lease, seq: int) -> None:
+        self.lease = lease
+        self.seq = seq
+        self.rows = _FIRST
+
+    def learn(self, seq: int, rows: int, size: int, fold_size: int) -> None:
+        """From a look at `rows` events of `size` bytes."""
+        self.seq = seq
+        if rows:
+            mean = max(1, size // rows)
+            self.rows = max(16, min(_ROWS, max(_BYTES, _TIMES * fold_size) // mean))
+
+
+class Folds:
+    def __init__(self, log: Log, owned: Callable[[], Mapping[Lease, int]]) -> None:
+        """`owned`: the runs this process owns, and the last seq of each that is durable."""
+        self._log = log
+        self._owned = owned
+        self._known: dict[RunKey, _Known] = {}
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Fold what has grown enough, one run after the other."""
+        owned = self._owned()
+        self._known = {
+            lease.key: known for lease in owned if (known := self._known.get(lease.key)) and known.lease == lease
+        }
+        try:
+            await self._meet(
+                [lease for lease, seq in owned.items() if lease.key not in self._known and seq >= self._few]
+            )
+            for lease, last_seq in owned.items():
+                known = self._known.get(lease.key)
+                if known is not None and last_seq - known.seq >= min(known.rows, max(1, self._log.cap // 2)):
+                    known.seq = last_seq  # whatever comes of it: this run is looked at again when it has grown again
+                    await self._fold(known)
+        except StoreUnavailable:
+            return  # the next look goes on
+
+    @property
+    def _few(self) -> int:
+        """A log that is soon trimmed is folded sooner."""
+        return max(1, min(_FIRST, self._log.cap // 2))
+
+    async def _meet(self, leases: Sequence[Lease]) -> None:
+        """Runs this process owns now: how far were they folded by others?"""
+        if leases:
+            seqs = await self._log.fold_seqs([lease.key for lease in leases])
+            self._known |= {lease.key: _Known(lease, seq) for lease, seq in zip(leases, seqs, strict=True)}
+
+    async def _fold(self, known: _Known) -> None:
+        """Everything durable, onto the stored fold; nothing if the log lost its head before it was folded."""
+        fold, generation, rows, size = Fold(), 1, 0, 0
+        while True:
+            found = await self._log.folded(known.lease.key, fold.as_of_seq, _ROWS)
+            generation = found.generation
+            if fold.as_of_seq < generation - 1:
+                fold = Fold(generation - 1)
+            if found.fold:
+                fold = Fold.restored(found.fold) or fold
+            if found.floor > fold.as_of_seq:
+                return
+            fold.extend(found.events)
+            rows += len(found.events)
+            size += sum(len(event.json) for event in found.events)
+            if len(found.events) < _ROWS:
+                break
+            await asyncio.sleep(0)
+        await self._keep(known, fold, generation, rows, size)
+
+    async def _keep(self, known: _Known, fold: Fold, generation: int, rows: int, size: int) -> None:
+        written = encode(fold.data())
+        known.learn(fold.as_of_seq, rows, size, len(written))
+        if rows and (size >= _BYTES // 4 or rows >= self._log.cap // 2):
+            await self._log.keep_fold(known.lease, generation, fold.as_of_seq, written)
+        else:
+            known.seq = fold.as_of_seq - rows  # too little to be worth a fold
