@@ -25,6 +25,7 @@ from aiohttp import web
 
 from relay import __version__, telemetry
 from relay.core.errors import StartupError, StoreUnavailable
+from relay.delivery.connection import bound_backlog
 from relay.delivery.pulse import Pulse
 from relay.fanout.hub import Hub
 from relay.ingest.discovery import Discovery
@@ -115,7 +116,7 @@ class App:
             )
             hub = Hub(self._store, self._log, ingestor, self.settings.fanout)
             ingestor.shown = hub.shown
-            health = self.health = Health(self._store, hub, ingestor, lambda: masked(self.settings))
+            health = self.health = Health(self._store, hub, ingestor, self._pulse, lambda: masked(self.settings))
             admit = Admit(self.settings.server, self.settings.auth, self._tokens)
             if self._listeners is None:
                 await self._serve_admin(stack, admit, health)
@@ -239,6 +240,7 @@ class App:
                 await site.start()
                 if what == "server":
                     self._public.append(site)
+                    bound_backlog(listener.sockets_of(site), self.settings.delivery.backlog_bytes)
         except OSError as error:
             raise listener.refused(what, host, port, error) from error
         return listener.shown(runner.addresses[0])

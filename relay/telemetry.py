@@ -125,6 +125,16 @@ EVENTS_DELIVERED = _counter("relay_events_delivered_total", "Events written to c
 GOODBYES = _counter("relay_goodbyes_total", "Streams we ended, by reason.", "code")
 RESETS = _counter("relay_resets_total", "relay.reset frames sent: events that can no longer be had.")
 SLOW_READERS = _gauge("relay_slow_readers", "Streams whose client takes less than there is for it, at the moment.")
+VIEWER_LAG = _gauge(
+    "relay_viewer_lag_events",
+    "How many events viewers are behind what is published here, at the moment: median, slowest percent, slowest.",
+    "quantile",
+)
+VIEWER_BACKLOG = _gauge(
+    "relay_viewer_backlog_bytes", "Bytes written for a viewer that its kernel has not taken yet, likewise.", "quantile"
+)
+SNAPSHOTS = _counter("relay_snapshots_total", "relay.snapshot frames given, by wire.", "wire")
+FOLDS_KEPT = _counter("relay_folds_kept_total", "Folds of long runs written beside their logs.")
 FOLLOW_LAG = _histogram(
     "relay_follow_lag_seconds",
     "From a bell to its events published to viewers; of each read, the one that waited longest.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, cast
 
 from aiohttp import web
@@ -86,3 +86,14 @@ def reset_at_close(transport: asyncio.Transport) -> None:
         # A duplicate, because the loop's own socket object does not let us set options everywhere.
         with socket.fromfd(sock.fileno(), sock.family, socket.SOCK_STREAM) as same:
             same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def bound_backlog(sockets: Iterable[socket.socket], most: int) -> None:
+    """What these listening sockets accept keeps at most so many unsent bytes in the kernel, where that can be asked for.
+
+    Linux would buffer megabytes for a client that reads nothing, and we would take it for one that keeps up.
+    """
+    for sock in sockets:
+        if sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            with socket.fromfd(sock.fileno(), sock.family, socket.SOCK_STREAM) as same:
+                same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, most)

@@ -20,6 +20,9 @@ class DeliveryOptions:
     """The longest silence on an open stream; a comment (SSE) or a ping (WebSocket) ends it."""
     slow_s: float = 30.0
     """A reader that took not a single byte for this long while events wait is told goodbye `slow`."""
+    backlog_bytes: int = 262_144
+    """Most bytes that may wait in the kernel for one client, unsent. Its socket is full beyond that: it is caught up from
+    the log at its own pace, and given at most one page (`fanout.page_bytes`) at a time."""
     retry_min_ms: int = 1000
     """Shortest reconnect delay we tell clients in `retry:`."""
     retry_max_ms: int = 10000

@@ -10,7 +10,8 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from relay import telemetry
 from relay.core.errors import Overloaded
@@ -35,6 +36,29 @@ class Beating(Protocol):
         """End soon."""
 
 
+class Lag(NamedTuple):
+    """How far one viewer is behind, at the moment."""
+
+    events: int
+    backlog: int
+    """Bytes written that its kernel has not taken."""
+    run: str
+    wire: str
+    slow_s: float
+    """For how long it has taken less than there is for it."""
+
+    @property
+    def shown(self) -> dict[str, object]:
+        return {**self._asdict(), "slow_s": round(self.slow_s, 1)}
+
+
+@runtime_checkable
+class Lagging(Protocol):
+    """A stream that can tell how far its viewer is behind."""
+
+    def lag(self) -> Lag: ...
+
+
 class Pulse:
     def __init__(self, most: int) -> None:
         self._most = most
@@ -45,6 +69,21 @@ class Pulse:
         """The line of all its streams that catch up."""
         self._free_one = self._free
         """One for all streams: a bound method each would be memory of every viewer."""
+        for share in (0.5, 0.99, 1.0):
+            telemetry.VIEWER_LAG.labels(f"{share:g}").set_function(partial(self._spread, "events", share))
+            telemetry.VIEWER_BACKLOG.labels(f"{share:g}").set_function(partial(self._spread, "backlog", share))
+
+    def lagging(self, most: int) -> list[Lag]:
+        """The viewers that are furthest behind."""
+        return sorted((lag for lag in self._lags() if lag.events or lag.backlog), reverse=True)[:most]
+
+    def _lags(self) -> Iterator[Lag]:
+        return (stream.lag() for stream in tuple(self._streams) if isinstance(stream, Lagging))
+
+    def _spread(self, what: Literal["events", "backlog"], share: float) -> int:
+        """What all but the slowest `1 - share` of the viewers are behind, at most."""
+        values = sorted(lag.events if what == "events" else lag.backlog for lag in self._lags())
+        return values[min(len(values) - 1, int(len(values) * share))] if values else 0
 
     @property
     def count(self) -> int:

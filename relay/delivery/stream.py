@@ -24,6 +24,7 @@ from relay.core.goodbye import AUTH_EXPIRED, SLOW, Goodbye
 from relay.core.window import Slice
 from relay.core.wires import Notice
 from relay.delivery.options import DeliveryOptions
+from relay.delivery.pulse import Lag
 from relay.delivery.turns import LOOK_BYTES, Turns, catching_up
 from relay.fanout.crowd import Crowd
 from relay.fanout.subscription import Subscription
@@ -309,6 +310,12 @@ class Stream:
                 now - self._written_at >= self._options.heartbeat_s - 2
             ):  # beats, and the time of the last write, are a second coarse
                 self._put(self._sub.wire.ping)
+
+    def lag(self) -> Lag:
+        """How far its client is behind, for metrics and people."""
+        self._read_off()
+        slow_s = 0.0 if self._full_since is None else time.monotonic() - self._full_since
+        return Lag(self._sub.lag, self._connection.backlog, str(self._sub.topic.key), self._sub.form, slow_s)
 
     def say_goodbye(self, goodbye: Goodbye) -> None:
         """End this stream soon; whoever drives it writes the notice and ends the connection."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Hashable
 from typing import Final
 
+from relay import telemetry
 from relay.core.filters import Types
 from relay.core.window import Slice
 from relay.core.wires import AnyWire, Notice, reset
@@ -74,6 +75,11 @@ class Subscription:
         return self._due_since is not None or self.cursor < self.topic.window.floor
 
     @property
+    def lag(self) -> int:
+        """How many events it is behind: exact where seqs have no holes."""
+        return max(0, self.topic.last_seq - max(self.cursor, self.topic.state.generation - 1))
+
+    @property
     def ended(self) -> bool:
         """No more ever, and this reader has all of it."""
         return self.topic.sealed and self.cursor >= self.topic.state.last_seq
@@ -110,6 +116,7 @@ class Subscription:
         found = await self._snapshots.slice(self.topic, self.wire, self.types)
         if found is not None:
             self.cursor, self._due_since = found.upto, None
+            telemetry.SNAPSHOTS.labels(self.form).inc()
         return found
 
     def _slice_of(self, page: Page) -> Slice:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from relay import telemetry
 from relay.core.errors import StoreUnavailable
 from relay.core.events import encode
 from relay.core.fold import Fold
@@ -112,6 +113,7 @@ class Folds:
         written = encode(fold.data())
         known.learn(fold.as_of_seq, rows, size, len(written))
         if rows and (size >= _BYTES // 4 or rows >= self._log.cap // 2):
-            await self._log.keep_fold(known.lease, generation, fold.as_of_seq, written)
+            if await self._log.keep_fold(known.lease, generation, fold.as_of_seq, written):
+                telemetry.FOLDS_KEPT.inc()
         else:
             known.seq = fold.as_of_seq - rows  # too little to be worth a fold

@@ -11,14 +11,21 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from relay import telemetry
 from relay.core.errors import RelayError
+from relay.delivery.pulse import Pulse
 from relay.fanout.hub import Hub
 from relay.ingest.ingestor import Ingestor
 from relay.store.redis import Store
 from relay.web.door import json_response
 
+_LAGGING = 20
+"""How many of the viewers that are furthest behind are named."""
+
 
 class Health:
-    def __init__(self, store: Store, hub: Hub, ingestor: Ingestor, config: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, store: Store, hub: Hub, ingestor: Ingestor, pulse: Pulse, config: Callable[[], dict[str, Any]]
+    ) -> None:
+        self._pulse = pulse
         self._store = store
         self._hub = hub
         self._ingestor = ingestor
@@ -57,7 +64,11 @@ class Health:
         return json_response(self.describe())
 
     def describe(self) -> dict[str, list[dict[str, Any]]]:
-        return {"watched": self._hub.describe(), "pumped": self._ingestor.describe()}
+        return {
+            "watched": self._hub.describe(),
+            "pumped": self._ingestor.describe(),
+            "lagging": [lag.shown for lag in self._pulse.lagging(_LAGGING)],
+        }
 
     async def config(self, _: web.Request) -> web.Response:
         """The effective configuration, secrets masked."""

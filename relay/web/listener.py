@@ -131,6 +131,11 @@ def runner(app: web.Application, limits: LimitOptions, *, close_s: float, spawn:
     )
 
 
+def sockets_of(site: web.BaseSite) -> list[socket.socket]:
+    """What a site that was started listens on."""
+    return list(getattr(site._server, "sockets", ()))  # aiohttp tells only their addresses
+
+
 def shown(bound: tuple[Any, ...]) -> str:
     """A socket's address, for people: http://host:port."""
     name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]

@@ -67,11 +67,16 @@ class Overview:
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def runs(self, _: web.Request) -> web.Response:
-        """What is watched and pumped, each entry with its worker; and which workers did not say."""
+        """What is watched and pumped and who lags, each entry with its worker; and which workers did not say."""
         answers = await self._all("runs")
         silent = [number for number, answer in answers.items() if answer is None]
         return json_response(
-            {"watched": _entries(answers, "watched"), "pumped": _entries(answers, "pumped"), "silent": silent}
+            {
+                "watched": _entries(answers, "watched"),
+                "pumped": _entries(answers, "pumped"),
+                "lagging": _entries(answers, "lagging"),
+                "silent": silent,
+            }
         )
 
     async def config(self, _: web.Request) -> web.Response:

@@ -127,7 +127,7 @@ class Worker:
         health = self._app.health
         if what == "ready":
             return {"trouble": await health.trouble() if health else "starting"}
-        return health.describe() if health else {"watched": [], "pumped": []}
+        return health.describe() if health else {"watched": [], "pumped": [], "lagging": []}
 
     def _tell(self, message: dict[str, Any]) -> None:
         self._parent.write(frame(message))
