@@ -28,18 +28,17 @@ class Snapshots:
         self._history = history
 
     async def fold(self, topic: Topic) -> Fold | None:
-        """The fold of at least all that was published here; None if some of it cannot be had right now.
+        """The fold of all that was published here, and of all the log is known to have; None if some of it cannot be had.
 
         It goes on growing, so use it before anything is awaited. Raises StoreUnavailable.
         """
         async with topic.folding:
             while True:
-                fold = topic.fold
-                if fold is not None and fold.as_of_seq >= topic.window.floor:
-                    fold.extend(topic.window.behind(fold.as_of_seq))
+                fold = _through_window(topic)
+                if fold is not None and fold.as_of_seq >= topic.state.last_seq:
                     return fold
-                if not await self._go_on(topic, fold or Fold()):
-                    return None
+                if not await self._go_on(topic, topic.fold or Fold()):
+                    return _through_window(topic)
 
     async def slice(self, topic: Topic, wire: AnyWire, types: Types | None) -> Slice | None:
         """The frame of a snapshot as it is now, shared by all who ask at the same seq; None as above."""
@@ -69,7 +68,7 @@ class Snapshots:
         if found.floor > fold.as_of_seq or (found.fold and stored is None):
             return await self._read_back(topic, fold)
         fold.extend(found.events)
-        return fold.as_of_seq > before or fold.as_of_seq >= topic.window.floor
+        return fold.as_of_seq > before
 
     async def _read_back(self, topic: Topic, fold: Fold) -> bool:
         """What was trimmed: from where every late reader gets it, or not at all."""
@@ -78,3 +77,11 @@ class Snapshots:
             fold.skip(behind.gone)
         fold.extend(behind.events)
         return behind.where == "gone" or bool(behind.events)
+
+
+def _through_window(topic: Topic) -> Fold | None:
+    """The topic's fold, with all the window holds; None if it does not reach the window yet."""
+    fold = topic.fold
+    if fold is None or fold.as_of_seq < topic.window.floor:
+        return None
+    return fold.extend(topic.window.behind(fold.as_of_seq))

@@ -568,7 +568,7 @@ async def test_a_page_holds_events_next_cursor_and_whether_it_is_the_end(
         at, pages = 0, []
         while not pages or not pages[-1]["ended"]:
             raw = await fetch(relay.url, target(run_id, f"limit=3&after_seq={at}"), accept)
-            assert raw.headers["cache-control"] == "no-store"
+            assert raw.headers["cache-control"].startswith("public, max-age=")  # tests/web/test_snapshots.py
             pages.append(raw.json())
             at = pages[-1]["next_after_seq"]
         assert [[event["seq"] for event in page["events"]] for page in pages] == [[1, 2, 3], [4, 5, 6], [7]]

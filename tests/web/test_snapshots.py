@@ -158,6 +158,7 @@ async def test_merged_deltas_fold_alike_in_every_representation(
 async def test_a_merged_frame_resumes_behind_its_last_event(upstream: ScriptedUpstream, redis_url: str) -> None:
     run_id = upstream.add_run([*SCRIPT, END])
     async with running(upstream.url, redis_url) as relay:
+        await whole(relay, run_id)
         raw = await fetch(relay.url, target(run_id, "coalesce_ms=10&types=message.*"), {"Last-Event-ID": "30"})
         (only,) = events(raw.body)
         assert (only["seq_from"], only["seq"]) == (31, 63)
