@@ -189,8 +189,12 @@ class Topic:
 
     def _hold_back(self, crowd: Crowd) -> None:
         self._settle(crowd)
-        if self._later is None:
-            self._later = asyncio.get_running_loop().call_later(crowd.wait_s, self._is_due)
+        loop, wait_s = asyncio.get_running_loop(), crowd.wait_s
+        if self._later is not None:
+            if self._later.when() <= loop.time() + wait_s:
+                return
+            self._later.cancel()
+        self._later = loop.call_later(wait_s, self._is_due)
 
     def _is_due(self) -> None:
         self._later = None
