@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from random import Random
 from typing import Any
 
 from relay.core.events import Event, encode
 from relay.core.sse import Message
 from relay.providers.arkloop.events import drafts
+from tests.support.needs import recording
 
-RECORDINGS = sorted(Path("/work/shared/recordings").glob("*.jsonl"))
 
-
-def recorded(path: Path) -> list[Event]:
+def recorded(name: str) -> list[Event]:
     """A recording as its native events."""
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line]
-    return [_event(line["seq"], line["type"], line["data"]) for line in lines]
+    return [_event(line["seq"], line["type"], line["data"]) for line in recording(name)]
 
 
 def long_run(deltas: int, words: list[str]) -> list[Event]:
