@@ -15,9 +15,9 @@ from relay.fanout.history import History
 from relay.fanout.topic import Topic
 from relay.store.log import Log
 
-_EVENTS = 1024
-"""Most rows of one call: as many as lie behind a stored fold, as a rule (relay.ingest.folds)."""
-_BYTES = 1_048_576
+_EVENTS = 512
+_BYTES = 262_144
+"""About how much of what the log no longer holds is read at a time."""
 _KEPT = 8
 """How many wires' and filters' bytes of one snapshot are remembered: those who join together share them."""
 
@@ -56,8 +56,7 @@ class Snapshots:
 
     async def _go_on(self, topic: Topic, fold: Fold) -> bool:
         """One step towards the window; false if what comes next is not there (yet)."""
-        most = max(4, min(_EVENTS, int(_BYTES / topic.mean_bytes)))
-        found = await self._log.folded(topic.key, fold.as_of_seq, most)
+        found = await self._log.folded(topic.key, fold.as_of_seq)
         before = fold.as_of_seq
         if before < found.generation - 1:
             fold = Fold(found.generation - 1)
@@ -72,7 +71,7 @@ class Snapshots:
 
     async def _read_back(self, topic: Topic, fold: Fold) -> bool:
         """What was trimmed: from where every late reader gets it, or not at all."""
-        behind = await self._history.read(topic, fold.as_of_seq, _EVENTS)
+        behind = await self._history.read(topic, fold.as_of_seq, max(4, min(_EVENTS, int(_BYTES / topic.mean_bytes))))
         if behind.where == "gone":
             fold.skip(behind.gone)
         fold.extend(behind.events)

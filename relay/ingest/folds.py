@@ -26,7 +26,7 @@ _BYTES: Final = 262_144
 _TIMES: Final = 2
 """... so many times its own size: what is written of folds is at most half of what is written of events."""
 _ROWS: Final = 1024
-"""Most events read in one call; also the most that are left unfolded for long, whatever their size."""
+"""Most events that are left unfolded for long, whatever their size."""
 
 
 class _Known:
@@ -90,21 +90,22 @@ class Folds:
             self._known |= {lease.key: _Known(lease, seq) for lease, seq in zip(leases, seqs, strict=True)}
 
     async def _fold(self, known: _Known) -> None:
-        """Everything durable, onto the stored fold; nothing if the log lost its head before it was folded."""
+        """Everything durable, onto the stored fold; nothing if that cannot be read, or the log lost its head before."""
         fold, generation, rows, size = Fold(), 1, 0, 0
         while True:
-            found = await self._log.folded(known.lease.key, fold.as_of_seq, _ROWS)
+            found = await self._log.folded(known.lease.key, fold.as_of_seq)
             generation = found.generation
             if fold.as_of_seq < generation - 1:
                 fold = Fold(generation - 1)
-            if found.fold:
-                fold = Fold.restored(found.fold) or fold
-            if found.floor > fold.as_of_seq:
+            stored = Fold.restored(found.fold) if found.fold else fold
+            if stored is None or found.floor > stored.as_of_seq:
+                telemetry.logger(run_id=known.lease.key.run_id).warning("fold.lost", readable=stored is not None)
                 return
+            fold = stored
             fold.extend(found.events)
             rows += len(found.events)
             size += sum(len(event.json) for event in found.events)
-            if len(found.events) < _ROWS:
+            if not found.more:
                 break
             await asyncio.sleep(0)
         await self._keep(known, fold, generation, rows, size)

@@ -28,6 +28,8 @@ from relay.store.redis import Refused, ScriptCall, Store
 
 _T = TypeVar("_T")
 
+_FOLDED_ROWS = 1024
+_FOLDED_BYTES = 1_048_576
 _PAST_MS = 30 * 86_400_000
 """How long it is remembered that an own-seq run had a log: longer than any reader keeps a cursor."""
 _ROADS = 20_000
@@ -95,6 +97,8 @@ class Folded(msgspec.Struct, frozen=True):
     fold: bytes
     """Empty: none that is newer."""
     events: list[Event]
+    more: bool
+    """There may be more behind these."""
 
 
 class Append(msgspec.Struct, frozen=True):
@@ -357,12 +361,15 @@ class Log:
             self._readable(key, _events, answer) or [] for (key, _, _), answer in zip(requests, answers, strict=True)
         ]
 
-    async def folded(self, key: RunKey, known: int, most: int) -> Folded:
-        """The run's stored fold, unless a reader who has all up to `known` needs none; up to `most` events behind it."""
+    async def folded(self, key: RunKey, known: int) -> Folded:
+        """The run's stored fold, unless a reader who has all up to `known` needs none, and events behind it.
+
+        As many as an owner leaves unfolded (relay.ingest.folds) come in one call, and about a megabyte.
+        """
         keys = (self.keys.run(key), self.keys.log(key))
-        script = self._store.scripts["folded"]
-        generation, floor, fold, rows = (await self._call("folded", [ScriptCall(script, keys, (known, most))]))[0]
-        return Folded(int(generation), int(floor), bytes(fold), _events(rows))
+        script = ScriptCall(self._store.scripts["folded"], keys, (known, _FOLDED_ROWS, _FOLDED_BYTES))
+        generation, floor, fold, rows, more = (await self._call("folded", [script]))[0]
+        return Folded(int(generation), int(floor), bytes(fold), _events(rows), more=bool(more))
 
     def _readable(self, key: RunKey, read: Callable[[Any], _T], answer: Any) -> _T | None:
         """What an answer says; None if somebody else has written there: that is that run's trouble and nobody else's."""

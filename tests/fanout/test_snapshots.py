@@ -195,6 +195,8 @@ async def test_a_fold_that_cannot_be_read_is_done_without(world: World) -> None:
     async with hub.topic(run) as topic:
         body, _ = snapshot_of(await first_frame(hub.subscribe(topic, 0, WIRE, None, snapshot=True)))
         assert body == shown(events)
+    await world.fold(log)
+    assert await log.fold_seqs([run]) == [2000], "nor is anything folded onto it"
 
 
 # --- logs nobody can fetch again -------------------------------------------------------------------------------------
@@ -310,6 +312,23 @@ async def test_folds_are_written_at_a_bounded_rate_and_short_runs_have_none(worl
     assert all(after - before >= 500 for before, after in itertools.pairwise(steps)), steps
 
 
+async def test_rows_behind_a_fold_are_read_in_bounded_pieces(world: World) -> None:
+    run = key()
+    log = await world.log()
+    await world.claim(log, run)
+    events = [Event(seq, "llm.request", b'{"seq":%d,"data":"%b"}' % (seq, b"x" * 100_000)) for seq in range(1, 101)]
+    for start in range(0, 100, 10):
+        await world.write(log, events[start : start + 10])
+    found = await log.folded(run, 0)
+    assert len(found.events) == 16, "a megabyte is enough for one call"
+    assert found.more
+    seen = list(found.events)
+    while found.more:
+        found = await log.folded(run, seen[-1].seq)
+        seen += found.events
+    assert seen == events
+
+
 async def test_the_next_owner_goes_on_from_the_stored_fold(world: World) -> None:
     run, events = key(), long_run(3000, ["word "])
     log = await world.log()
@@ -322,7 +341,7 @@ async def test_the_next_owner_goes_on_from_the_stored_fold(world: World) -> None
     await world.claim(other, run)
     await world.write(other, events[1500:])
     await world.fold(other)
-    found = await other.folded(run, 0, 10)
+    found = await other.folded(run, 0)
     fold = Fold.restored(found.fold)
     assert fold is not None
     assert fold.as_of_seq == 3002
