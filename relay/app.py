@@ -48,7 +48,9 @@ from relay.web.events import Events
 from relay.web.faces.ground import Ground
 from relay.web.faces.mounts import Mounts
 from relay.web.faces.routes import mounted
+from relay.web.gathering import Desk
 from relay.web.health import Health
+from relay.web.many import Many
 from relay.web.once import Once
 from relay.web.resends import Resends
 from relay.web.runs import Runs
@@ -206,11 +208,13 @@ class App:
         directory = Directory(upstreams, self._log, hub)
         runs = Runs(directory, self._log, ingestor, self._tokens, self._once)
         events = Events(directory, hub, self._pulse, self.settings.delivery, public=self.settings.auth.mode == "none")
+        desk = Desk(directory, hub, self._log, self.settings.limits.runs_per_connection)
+        many = Many(desk, admit, self._pulse, self.settings.delivery)
         mounts = Mounts(self.settings.faces.root)
         at_root = mounts.root == "native"
         ground = Ground(directory, hub, self._log, ingestor, self._pulse, self.settings.delivery, self._resends)
         all_routes = [
-            *routes.public(runs, events, Dashboard(), Contracts(at_root=at_root), at_root=at_root),
+            *routes.public(runs, events, many, Dashboard(), Contracts(at_root=at_root), at_root=at_root),
             *mounted(mounts, ground, runs, keys_are_ours=self.settings.auth.mode != "none"),
         ]
         public = door.build(all_routes, admit, body_bytes=self.settings.limits.body_bytes, refuse=mounts.refusal)

@@ -1,18 +1,21 @@
 """Where a reader stands, read from its request.
 
 Cursor = max(`after_seq`, `Last-Event-ID`): a browser keeps its URL when it reconnects, so with `after_seq` winning it
-would read the tail again for ever (measured: 24 requests in 2.5 s).
+would read the tail again for ever (measured: 24 requests in 2.5 s). `lastEventId` in the query is what stands in for the
+header where an EventSource is made anew after an error, and none can be set (reconnecting-eventsource).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Final
 
 from relay.core.errors import InvalidRequest
 from relay.core.events import MAX_SEQ
 
 _SEQ = re.compile(r"[0-9]{1,19}", re.ASCII)
+RESUMED: Final = "lastEventId"
 _BOOL = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -27,7 +30,16 @@ def seq_of(field: str, text: str | None) -> int:
 
 def cursor_of(query: Mapping[str, str], headers: Mapping[str, str]) -> int:
     """The last seq this reader has seen."""
-    return max(seq_of("after_seq", query.get("after_seq")), seq_of("Last-Event-ID", headers.get("Last-Event-ID")))
+    return max(
+        seq_of("after_seq", query.get("after_seq")),
+        seq_of(RESUMED, query.get(RESUMED)),
+        seq_of("Last-Event-ID", headers.get("Last-Event-ID")),
+    )
+
+
+def came_back(query: Mapping[str, str], headers: Mapping[str, str]) -> bool:
+    """Whether an EventSource, or what stands in for one, says that it was here before: only a 204 can stop it."""
+    return bool(headers.get("Last-Event-ID") or query.get(RESUMED))
 
 
 def flag_of(query: Mapping[str, str], field: str, *, default: bool) -> bool:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from relay.core import sse
+from relay.core.deflate import RSV1, deflated
 from relay.core.events import Event, encode
 from relay.core.goodbye import Goodbye
 
-Form = Literal["sse", "sse-named", "ndjson", "websocket"]
-_FORMS: tuple[Form, ...] = ("sse", "sse-named", "ndjson", "websocket")
+Form = Literal["sse", "sse-named", "ndjson", "websocket", "websocket-deflate"]
+_FORMS: tuple[Form, ...] = ("sse", "sse-named", "ndjson", "websocket", "websocket-deflate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ class Wire:
 
     def events(self, events: Sequence[Event]) -> bytes:
         """All of them joined, ready to be written; empty bytes for none."""
+        if self.form == "websocket-deflate":
+            return websocket_messages([event.json for event in events], deflate=True)
         return self.wrap(b"".join([_EVENT[self.form](event) for event in events]))
 
     def notice(self, notice: Notice) -> bytes:
@@ -130,6 +133,14 @@ def _websocket(event: Event) -> bytes:
     return websocket_frame(0x1, event.json)
 
 
+def websocket_messages(payloads: Sequence[bytes], *, deflate: bool) -> bytes:
+    """Text messages, compressed where the client takes that and it is worth it."""
+    squeezed = deflated(payloads) if deflate else None
+    if squeezed is None:
+        return b"".join([websocket_frame(0x1, payload) for payload in payloads])
+    return b"".join([websocket_frame(0x1 | RSV1, payload) for payload in squeezed])
+
+
 def websocket_frame(opcode: int, payload: bytes) -> bytes:
     """One final, unmasked (server to client) frame, RFC 6455 §5.2: the same bytes serve every viewer."""
     size = len(payload)
@@ -153,16 +164,19 @@ _EVENT: dict[Form, Callable[[Event], bytes]] = {
     "sse-named": _sse_named,
     "ndjson": _ndjson,
     "websocket": _websocket,
+    "websocket-deflate": _websocket,
 }
 _NOTICE: dict[Form, Callable[[Notice], bytes]] = {
     "sse": _sse_notice,
     "sse-named": _sse_notice,
     "ndjson": lambda notice: _notice_json(notice) + b"\n",
     "websocket": lambda notice: websocket_frame(0x1, _notice_json(notice)),
+    "websocket-deflate": lambda notice: websocket_frame(0x1, _notice_json(notice)),
 }
 _PING: dict[Form, bytes] = {
     "sse": sse.PING,
     "sse-named": sse.PING,
     "ndjson": b"\n",
     "websocket": websocket_frame(0x9, b""),
+    "websocket-deflate": websocket_frame(0x9, b""),
 }

@@ -67,14 +67,7 @@ class EventStream:
     @property
     def head(self) -> dict[str, str]:
         """The response's headers, but for those of its transfer."""
-        coded = {"Content-Encoding": self.coding, "Vary": _vary(self.headers)} if self.coding else {}
-        return {
-            **self.headers,
-            **coded,
-            "Content-Type": CONTENT_TYPE.get(self.wire.form, "text/event-stream"),
-            "Cache-Control": "no-store",
-            "X-Accel-Buffering": "no",
-        }
+        return {**self.headers, **stream_headers(self.wire.form, self.headers, self.coding)}
 
     def stream(self, connection: Connection) -> Stream:
         """Its stream on this connection, looked after from now on."""
@@ -159,6 +152,13 @@ async def _open(request: web.Request, answer: EventStream) -> web.StreamResponse
 async def _end_coded(connection: Compressed, response: web.StreamResponse) -> None:
     connection.complete()
     await response.write_eof()
+
+
+def stream_headers(form: str, headers: dict[str, str], coding: Coding | None) -> dict[str, str]:
+    """What a stream's response carries beside the `headers` of every response."""
+    coded = {"Content-Encoding": coding, "Vary": _vary(headers)} if coding else {}
+    kind = CONTENT_TYPE.get(form, "text/event-stream")
+    return {**coded, "Content-Type": kind, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def _vary(headers: dict[str, str]) -> str:

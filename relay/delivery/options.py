@@ -30,3 +30,5 @@ class DeliveryOptions:
     compress: bool = False
     """Whether streams (SSE, NDJSON) are compressed for clients that ask for gzip or zstd. Saves most of the bytes; costs
     about three times the CPU per viewer and event, and 32 KiB a viewer, for compressed bytes cannot be shared."""
+    websocket_compress: bool = True
+    """Compress history and larger messages on WebSockets whose clients offer permessage-deflate: once for all of them."""

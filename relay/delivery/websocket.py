@@ -1,18 +1,21 @@
 """A run's events over WebSocket: each event's JSON is a text message, and the close code says why it ended.
 
-Frames are made once and shared (no compression: that would make them one viewer's own), and written to the transport
-directly; aiohttp does the handshake, the reading, pings and the closing handshake.
+Frames are made once and shared, compressed ones too (`relay.core.deflate`), and written to the transport directly; aiohttp
+does the handshake, the reading, pings and the closing handshake.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
+from relay.core.deflate import WINDOW_BITS
 from relay.core.goodbye import ENDED_CODE
+from relay.core.wires import Wire
 from relay.delivery.connection import TransportConnection
 from relay.delivery.http import EventStream, last_words
+from relay.delivery.options import DeliveryOptions
 from relay.delivery.stream import Farewell, Stream
 
 _MESSAGE_BYTES = 4096
@@ -21,11 +24,9 @@ _MESSAGE_BYTES = 4096
 
 async def deliver(request: web.Request, answer: EventStream) -> web.StreamResponse:
     """Upgrade, stream until the end, close with the code that fits."""
-    socket = web.WebSocketResponse(
-        compress=False, heartbeat=answer.options.heartbeat_s, max_msg_size=_MESSAGE_BYTES, timeout=2.0
-    )
-    socket.headers.update(answer.headers)
-    await socket.prepare(request)
+    socket = await upgraded(request, answer.options, answer.headers, message_bytes=_MESSAGE_BYTES)
+    if deflates(socket):
+        answer.subscription.wire = Wire("websocket-deflate")
     connection = TransportConnection(request)
     stream = answer.stream(connection)
     try:
@@ -39,6 +40,24 @@ async def deliver(request: web.Request, answer: EventStream) -> web.StreamRespon
     finally:
         answer.over(stream)
     return socket
+
+
+async def upgraded(
+    request: web.Request, options: DeliveryOptions, headers: dict[str, str], *, message_bytes: int
+) -> web.WebSocketResponse:
+    """The handshake. Nothing is sent through aiohttp but pings, pongs and the close."""
+    socket = web.WebSocketResponse(
+        compress=options.websocket_compress, heartbeat=options.heartbeat_s, max_msg_size=message_bytes, timeout=2.0
+    )
+    socket.headers.update(headers)
+    await socket.prepare(request)
+    return socket
+
+
+def deflates(socket: web.WebSocketResponse) -> bool:
+    """Whether this client takes what `relay.core.deflate` makes."""
+    agreed = socket.headers.get(hdrs.SEC_WEBSOCKET_EXTENSIONS, "")
+    return socket.compress == WINDOW_BITS and "server_no_context_takeover" not in agreed
 
 
 async def _speak(

@@ -165,12 +165,17 @@ class Hub:
         *,
         snapshot: bool = False,
         coalesce: Coalesce | None = None,
+        slice_bytes: int | None = None,
     ) -> Subscription:
-        """A reader behind `cursor`. `snapshot`: a fold first, if it has seen nothing yet, and after every reset."""
+        """A reader behind `cursor`. `snapshot`: a fold first, if it has seen nothing yet, and after every reset.
+
+        `slice_bytes`: about how much the window gives at once; None: as much as a page.
+        """
+        most = slice_bytes or self._options.page_bytes
         if coalesce is None:
-            made = Subscription(topic, self._history, cursor, wire, types, self._options.page_bytes)
+            made = Subscription(topic, self._history, cursor, wire, types, most)
         else:
-            made = CoalescingSubscription(topic, self._history, cursor, wire, types, self._options.page_bytes, coalesce)
+            made = CoalescingSubscription(topic, self._history, cursor, wire, types, most, coalesce)
         if snapshot:
             made.folded(self.snapshots)
         return made

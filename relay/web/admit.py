@@ -24,6 +24,8 @@ from relay.web.options import AuthOptions, KeyOptions, ServerOptions
 from relay.web.tokens import Tokens
 
 QUERY_BYTES: Final = 4096
+MANY_QUERY_BYTES: Final = 12_288
+"""Where a query names many runs and may hold a cursor for all of them."""
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -36,6 +38,8 @@ class Access(enum.Enum):
     """A key, or a viewer token of this run."""
     ACT = "act"
     """A key."""
+    TALK = "talk"
+    """As VIEW, but a WebSocket may come without credentials and send them as its first message."""
     ADMIN = "admin"
     """A key marked admin."""
 
@@ -53,6 +57,8 @@ class Principal:
 
 
 _ANYONE: Final = Principal("anyone")
+NOBODY: Final = Principal("nobody yet")
+"""Of a WebSocket that has not sent its credentials yet. It may see nothing."""
 
 
 class Admit:
@@ -69,8 +75,9 @@ class Admit:
     ) -> Principal:
         """The principal of a request that may come in; a RelayError for one that may not."""
         self.check_host(request)
-        if len(request.rel_url.raw_query_string) > QUERY_BYTES:
-            raise InvalidRequest.field("query", "too long", f"at most {QUERY_BYTES} bytes")
+        most = MANY_QUERY_BYTES if access is Access.TALK else QUERY_BYTES
+        if len(request.rel_url.raw_query_string) > most:
+            raise InvalidRequest.field("query", "too long", f"at most {most} bytes")
         if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD) or _is_websocket(request):
             self._check_origin(request)
         if request.body_exists and not any_body and request.content_type != "application/json":
@@ -112,14 +119,26 @@ class Admit:
             raise Forbidden("closed: no admin key is configured", code="auth.forbidden")
         if self._mode == "none" and access is not Access.ADMIN:
             return _ANYONE
+        if access is Access.TALK and header is None and _is_websocket(request):
+            return NOBODY
         principal = self._key(header, raw=raw_key)
         if access is Access.ADMIN and not principal.admin:
             raise Forbidden("this key is not an admin key")
         return principal
 
+    def spoken(self, credentials: str) -> Principal:
+        """The principal of an API key, or a viewer token, that a client sent in a message. Raises Unauthenticated."""
+        if credentials.count(".") == 2:  # a token; a key with two dots in it is tried as one first
+            try:
+                return self._viewer(credentials, Access.TALK)
+            except Unauthenticated:
+                if not self.knows(credentials):
+                    raise
+        return self._key(credentials, raw=True)
+
     def _viewer(self, token: str, access: Access) -> Principal:
         key, name, expires_at = self._tokens.read(token)
-        if access is not Access.VIEW:
+        if access not in (Access.VIEW, Access.TALK):
             raise Forbidden("a viewer token may only read its run")
         return Principal(f"{name} (viewer)", run=key, expires_at=time.monotonic() + expires_at - time.time())
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from relay.core.cursor import count_of, cursor_of, flag_of, number_of
+from relay.core.cursor import came_back, count_of, cursor_of, flag_of, number_of
 from relay.core.errors import InvalidRequest, NotAcceptable, UpstreamUnavailable
 from relay.core.filters import types_of
 from relay.core.ids import checked_id
@@ -167,4 +167,4 @@ def _covers(wildcard: str, kind: str) -> bool:
 
 def _nothing_left(request: web.Request, topic: Topic, cursor: int) -> bool:
     """An EventSource that comes back after the end: only a 204 stops it."""
-    return bool(request.headers.get("Last-Event-ID")) and topic.sealed and cursor >= topic.state.last_seq
+    return came_back(request.query, request.headers) and topic.sealed and cursor >= topic.state.last_seq

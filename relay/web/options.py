@@ -38,6 +38,8 @@ class FacesOptions:
 class LimitOptions:
     connections: int = 10_000
     """Open streams (SSE, WebSocket, NDJSON) at once, per worker; one more is refused with 503 and `Retry-After`."""
+    runs_per_connection: int = 100
+    """Runs open at once on one connection of `/v1/events`. A cursor for 100 of them takes 1.2 to 2 KB."""
     body_bytes: int = 1_048_576
     """Largest request body."""
     head_bytes: int = 16_384

@@ -11,6 +11,7 @@ from relay.core.events import decode
 from relay.core.ids import RunKey, checked_id
 from relay.delivery.compression import Coding, coding_of
 from relay.delivery.options import DeliveryOptions
+from relay.web.admit import Principal
 from relay.web.directory import Directory
 from relay.web.door import PRINCIPAL
 
@@ -27,13 +28,19 @@ async def the_run(request: web.Request, directory: Directory) -> RunKey:
     thread_id = request.match_info.get("thread_id") or request.query.get("thread_id")
     if thread_id is not None:
         checked_id("thread_id", thread_id)
-    principal = request[PRINCIPAL]
-    if principal.run is not None:
-        # Asking on behalf of a token that is for another run must not tell whether this one exists.
-        if principal.run.run_id != run_id:
-            raise NotFound("no upstream knows this run")
-        return await directory.find(run_id, principal.run.upstream, thread_id)
-    return await directory.find(run_id, upstream_hint(request), thread_id)
+    return await visible(run_id, request[PRINCIPAL], directory, upstream_hint(request), thread_id)
+
+
+async def visible(
+    run_id: str, principal: Principal, directory: Directory, hint: str | None, thread_id: str | None
+) -> RunKey:
+    """The run of this id, if there is one and this principal may see it: the one place that every route asks."""
+    if principal.run is None:
+        return await directory.find(run_id, hint, thread_id)
+    # Asking on behalf of a token that is for another run must not tell whether this one exists.
+    if principal.run.run_id != run_id:
+        raise NotFound("no upstream knows this run")
+    return await directory.find(run_id, principal.run.upstream, thread_id)
 
 
 def coding_for(request: web.Request, options: DeliveryOptions) -> Coding | None:

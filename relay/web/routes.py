@@ -11,12 +11,13 @@ from relay.web.admit import Access
 from relay.web.contracts import Contracts
 from relay.web.door import Route
 from relay.web.events import Events
+from relay.web.many import Many
 from relay.web.runs import Runs
 from relay.web.ui import Dashboard
 
 
 def public(
-    runs: Runs, events: Events, dashboard: Dashboard, contracts: Contracts, *, at_root: bool = True
+    runs: Runs, events: Events, many: Many, dashboard: Dashboard, contracts: Contracts, *, at_root: bool = True
 ) -> list[Route]:
     """The native face, at the root (unless another face takes it) and at /native, the dashboard, and the contracts.
 
@@ -27,6 +28,7 @@ def public(
         Route("GET", "/v1/threads/{thread_id:.*}/runs", Access.ACT, runs.list_thread, "list_thread_runs"),
         Route("GET", "/v1/threads/{thread_id:.*}/runs/{run_id:[^/]*}", Access.ACT, runs.get, "get_thread_run"),
         Route("GET", "/v1/runs", Access.ACT, runs.list_all, "list_runs"),
+        Route("GET", "/v1/events", Access.TALK, many.get, "many_events"),
         Route("GET", "/v1/runs/{run_id:.*}/events", Access.VIEW, events.get, "events", streams=True),
         Route("POST", "/v1/runs/{run_id:.*}/input", Access.ACT, runs.input, "input"),
         Route("POST", "/v1/runs/{run_id:.*}/tokens", Access.ACT, runs.token, "tokens"),

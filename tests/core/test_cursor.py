@@ -13,9 +13,11 @@ from relay.core.events import MAX_SEQ
 SEQS = st.integers(0, MAX_SEQ)
 
 
-@given(SEQS, SEQS)
-def test_the_larger_one_wins_whichever_it_is(query: int, header: int) -> None:
+@given(SEQS, SEQS, SEQS)
+def test_the_larger_one_wins_whichever_it_is(query: int, header: int, stand_in: int) -> None:
     assert cursor_of({"after_seq": str(query)}, {"Last-Event-ID": str(header)}) == max(query, header)
+    both = {"after_seq": str(query), "lastEventId": str(stand_in)}
+    assert cursor_of(both, {"Last-Event-ID": str(header)}) == max(query, header, stand_in)
     assert cursor_of({"after_seq": str(query)}, {}) == query
     assert cursor_of({}, {"Last-Event-ID": str(header)}) == header
 

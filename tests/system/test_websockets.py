@@ -14,7 +14,7 @@ from tests.support.needs import recording
 from tests.support.relay import RunningRelay
 from tests.support.upstream import ScriptedUpstream
 from tests.system.rig import crowd, metrics, relay_here
-from tests.system.watching import Kind, Truth
+from tests.system.watching import Kind, Truth, native
 
 pytestmark = pytest.mark.system
 
@@ -84,6 +84,41 @@ async def test_chatter_from_a_client_is_ignored_and_too_much_of_it_closes(
             while not (await client.receive()).type.name.startswith("CLOS"):
                 pass
             assert client.close_code == 1009
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_large_messages_are_compressed_for_who_offers_it_and_read_by_real_clients(
+    upstream: ScriptedUpstream, redis_url: str, many: bool
+) -> None:
+    async with relay_here(upstream.url, redis_url, ingest=BRIEF) as relay:
+        long = {"content_delta": "the same words again and again " * 400}
+        run_id = upstream.add_run([("run.started", {}), *[("message.delta", long)] * 50])
+        truth = upstream.truth(run_id)
+        sizes: list[int] = []
+        async with relay.session.get(relay.events(run_id, "follow=false")) as response:
+            await response.read()  # from here on it is history, which each reader is given by itself
+        for offered in ({}, {"compression": None}):
+            before = await written(relay)
+            url = f"{relay.url}/v1/events" if many else relay.events(run_id)
+            async with connect(url.replace("http:", "ws:"), proxy=None, max_size=None, **offered) as client:
+                if many:
+                    await client.send(json.dumps({"op": "subscribe", "run_id": run_id}))
+                async with asyncio.timeout(20):
+                    said = [json.loads(await client.recv()) for _ in truth]
+                events = [one["event"] for one in said] if many else said
+                assert events == [native(event) for event in truth]
+                [stream] = relay.app._pulse._streams
+                sizes.append(stream._written)
+            await until_viewers(relay, 0)
+            assert await written(relay) == before + len(truth)
+        assert sizes[0] < sizes[1] / 10
+
+
+async def written(relay: RunningRelay) -> float:
+    """Events given to WebSockets of any kind."""
+    found = await metrics(relay.session, relay.admin_url)
+    name = "relay_events_delivered_total{"
+    return sum(count for key, count in found.items() if key.startswith(name) and "websocket" in key)
 
 
 async def test_a_reader_that_never_reads_is_ended_as_slow(upstream: ScriptedUpstream, redis_url: str) -> None:

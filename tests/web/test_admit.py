@@ -47,7 +47,10 @@ class Anything:
 def table() -> list[tuple[str, str, str, Access]]:
     """(listener, method, target, access) of every route there is."""
     anything: Any = Anything()
-    listeners = {"public": routes.public(anything, anything, anything, anything), "admin": routes.admin(anything)}
+    listeners = {
+        "public": routes.public(anything, anything, anything, anything, anything),
+        "admin": routes.admin(anything),
+    }
     found = []
     for listener, its in listeners.items():
         for route in its:

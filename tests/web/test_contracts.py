@@ -74,7 +74,7 @@ def test_every_reference_leads_somewhere() -> None:
 def test_every_parameter_that_is_read_is_written_down() -> None:
     """By name, from the code: what an endpoint takes out of its query or headers and no document tells is a secret."""
     web = ROOT / "relay" / "web"
-    source = "".join((web / name).read_text() for name in ("runs.py", "events.py", "requests.py"))
+    source = "".join((web / name).read_text() for name in ("runs.py", "events.py", "many.py", "requests.py"))
     source += (web.parent / "core" / "cursor.py").read_text()
     read = set(re.findall(r'query\.get\("([a-z_]+)"', source))
     read |= set(re.findall(r'(?:flag_of|number_of|count_of)\((?:request\.)?query, "([a-z_]+)"', source))
@@ -151,6 +151,18 @@ async def test_frames_are_as_the_documents_say(redis_url: str) -> None:
         [position] = frames(raw.body)
         assert position["event"] == "relay.position"
         valid(json.loads(position["data"]), schemas["relay.position"])
+        async with relay.session.ws_connect(f"{relay.url}/v1/events") as socket:
+            for message in (
+                {"op": "ping", "n": 1}, {"op": "subscribe", "run_id": "done"}, {"op": "subscribe", "run_id": "unknown"},
+                {"op": "subscribe", "run_id": "asks"}, {"op": "unsubscribe", "run_id": "asks"}, {"op": "shout"},
+            ):  # fmt: skip
+                await socket.send_json(message)
+            heard: set[str] = set()
+            async with asyncio.timeout(20):
+                while not heard >= {"pong", "event", "end", "error", "unsubscribed"}:
+                    payload = await socket.receive_json()
+                    heard.add(payload["op"])
+                    valid(payload, schemas[payload["op"]])
         with pytest.raises(jsonschema.ValidationError):
             valid({"last_seq": -1, "status": "gone"}, schemas["relay.end"])  # the check can fail
 

@@ -231,7 +231,7 @@ async def test_both_find_the_same_route_behind_the_same_door(root: str) -> None:
     anything: Any = Anything()
     mounts = Mounts(root)
     table = [
-        *routes.public(anything, anything, anything, anything, at_root=root == "native"),
+        *routes.public(anything, anything, anything, anything, anything, at_root=root == "native"),
         *mounted(mounts, anything, anything, keys_are_ours=True),
     ]
     app = door.build(table, anything, body_bytes=1)
