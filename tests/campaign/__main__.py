@@ -37,6 +37,7 @@ def main() -> int:
             bug=options.bug,
             brief=options.brief,
             quiet=options.quiet,
+            audience=options.audience,
             kinds=options.kinds.split(",") if options.kinds else [],
         )
         began = time.monotonic()
@@ -59,6 +60,7 @@ def _replay(options: argparse.Namespace) -> str:
     words = [f"--seed {options.seed} --rounds {options.rounds} --topology {options.topology}"]
     words.append(f"--runs {options.runs} --relays {options.relays}")
     words += [f"--seconds {options.seconds:g}"] if options.seconds is not None else []
+    words += ["--audience many"] if options.audience == "many" else []
     words += ["--brief"] if options.brief else []
     words += [f"--tree {options.tree}"] if options.tree != ROOT else []
     words += [f"--bug {options.bug}"] if options.bug else []
@@ -81,6 +83,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bug", help="start relays with a seeded bug (tests/campaign/bugs.py)")
     parser.add_argument("--brief", action="store_true", help="short runs")
     parser.add_argument("--kinds", help="only these kinds of rounds, with commas")
+    parser.add_argument("--audience", choices=("all", "many"), default="all", help="many: all runs on one connection")
     parser.add_argument("--quiet", action="store_true")
     return parser.parse_args()
 

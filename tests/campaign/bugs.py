@@ -77,6 +77,19 @@ def resume_one_late() -> None:
     _shifted_cursor(+1)
 
 
+def many_one_late() -> None:
+    """A resumed reader of many runs misses an event of each."""
+    from relay.core.vector import Place, Vector
+
+    true = Vector.place
+
+    def wrong(self: Any, *args: Any) -> Any:
+        place = true(self, *args)
+        return Place(place.seq + 1, place.told) if place.seq else place
+
+    Vector.place = wrong  # type: ignore[method-assign]
+
+
 def forget_bells() -> None:
     """Every seventh bell is not heard, and nobody compares positions."""
     import asyncio
@@ -119,7 +132,15 @@ def skip_dedupe() -> None:
 
 BUGS: dict[str, Callable[[], None]] = {
     bug.__name__.replace("_", "-"): bug
-    for bug in (skip_fence, ack_before_append, resume_one_early, resume_one_late, forget_bells, skip_dedupe)
+    for bug in (
+        skip_fence,
+        ack_before_append,
+        resume_one_early,
+        resume_one_late,
+        many_one_late,
+        forget_bells,
+        skip_dedupe,
+    )
 }
 
 if __name__ == "__main__":

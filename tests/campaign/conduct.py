@@ -50,6 +50,8 @@ class Options:
     """Shorter runs, for the short form."""
     settings: dict[str, Any] = field(default_factory=dict)
     quiet: bool = False
+    audience: str = "all"
+    """`many`: only readers of all runs on one connection."""
     kinds: list[str] = field(default_factory=list)
     """Only these kinds of rounds; none: all."""
     patience_s: float = 75.0
@@ -189,7 +191,7 @@ async def _rig(options: Options, out: Path, records: Records, stack: AsyncExitSt
     )
     stage = Stage(
         options.seed, options.runs, up, audience, records.open("runs"), records.open("truth"),
-        relays=options.relays, brief=options.brief, patience_s=options.patience_s,
+        relays=options.relays, brief=options.brief, patience_s=options.patience_s, audience_of=options.audience,
     )  # fmt: skip
     injector = Injector(relays, redises, upstream_links, reader_links, stage, following, PREFIX, records.open("faults"))
     return _Rig(relays, redises, [*upstream_links, *reader_links, *redises.links], stage, injector, witness)

@@ -29,6 +29,8 @@ import aiohttp
 import orjson
 import uvloop
 
+from tests.campaign.groups import Group, Member
+
 _SILENCE_S = 6.0
 """Longer than two heartbeats: then the connection is dead, whatever TCP says."""
 
@@ -221,6 +223,9 @@ class Room:
         self._urls = urls
         self._session = session
         self._readers: dict[str, Reader] = {}
+        self._members: dict[str, Member] = {}
+        self._groups: dict[str, Group] = {}
+        self._group_tasks: list[asyncio.Task[None]] = []
 
     async def serve(self) -> None:
         commands = asyncio.StreamReader()
@@ -232,16 +237,41 @@ class Room:
                 order = json.loads(line)
                 if "stop" in order:
                     for name in order["stop"] or list(self._readers):
-                        if name in self._readers:
-                            self._readers[name].stopped = True
+                        self._stop(name)
                     continue
-                tasks.create_task(self._read(order))
-            for reader in self._readers.values():
-                reader.stopped = True
+                if "group" in order:
+                    tasks.create_task(self._read_in(self._group(order["group"], order["seed"], tasks), order))
+                else:
+                    tasks.create_task(self._read(order))
+            for name in [*self._readers, *self._members]:
+                self._stop(name)
             flushing.cancel()
             async with asyncio.timeout(5):
-                while self._readers:
+                while self._readers or self._members:
                     await asyncio.sleep(0.05)
+            for task in self._group_tasks:
+                task.cancel()
+
+    def _stop(self, name: str) -> None:
+        if name in self._readers:
+            self._readers[name].stopped = True
+        if name in self._members:
+            self._members[name].stopped = True
+            self._members[name].gone.set()
+
+    def _group(self, name: str, seed: int, tasks: asyncio.TaskGroup) -> Group:
+        if name not in self._groups:
+            group = self._groups[name] = Group(self._book, self._urls, self._session, name, seed)
+            self._group_tasks.append(tasks.create_task(group.run()))
+        return self._groups[name]
+
+    async def _read_in(self, group: Group, order: dict[str, Any]) -> None:
+        member = self._members[order["reader"]] = Member(order)
+        try:
+            await group.read(member)
+        finally:
+            del self._members[member.name]
+            print(json.dumps({"done": member.name, "ended": member.ended}), flush=True)
 
     async def _read(self, order: dict[str, Any]) -> None:
         await asyncio.sleep(order.get("delay", 0))

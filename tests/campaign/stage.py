@@ -168,6 +168,7 @@ class Stage:
         brief: bool,
         patience_s: float = 75.0,
         fixed: int = 3,
+        audience_of: str = "all",
     ) -> None:
         self.current: list[str] = [""] * slots
         self.started = 0
@@ -183,6 +184,8 @@ class Stage:
         self._brief = brief
         self._patience_s = patience_s
         self._fixed = fixed
+        self._audience_of = audience_of
+        """`many`: only the two who read all runs on one connection each."""
         self._recordings = recordings()
 
     async def run(self) -> None:
@@ -225,16 +228,23 @@ class Stage:
         await self._keep(run, slot, shape, began, ended, readers, stuck=[] if patient else stuck)
 
     def _readers(self, chance: random.Random, run: str, length: float) -> list[dict[str, Any]]:
-        """Some stay with one relay (they measure pauses), some are restless, one leaves for good, one comes late."""
+        """Some stay with one relay (they measure pauses), some are restless, one leaves for good, one comes late; and two
+        read all runs, each on one connection."""
 
         def order(name: str, **more: Any) -> dict[str, Any]:
             return {"run": run, "reader": f"{run}/{name}", "seed": chance.getrandbits(48), **more}
 
+        many = [
+            {"run": run, "reader": f"{run}/{group}", "seed": self._seed, "group": group}
+            for group in ("sse-many", "ws-many")
+        ]
+        if self._audience_of == "many":
+            return many
         orders = [order(f"fix{i}", relay=i % self._relays, restless=0.0) for i in range(self._fixed)]
         orders += [order(f"any{i}", delay=chance.uniform(0, length * 0.8), restless=0.8) for i in range(2)]
         orders.append(order("gone", delay=chance.uniform(0, length / 2), leaves=chance.uniform(0.5, length / 2)))
         orders.append(order("late", delay=length + chance.uniform(0.2, 4), restless=0.3))
-        return orders
+        return orders + many
 
     async def _played(self, run: str) -> None:
         await self.call("played", run_id=run)

@@ -47,6 +47,7 @@ EXPECTED = {
     ),
     "resume-one-early": ({"repeated"}, "reader_link.cut,relay.kill_owner"),
     "resume-one-late": ({"lost"}, "reader_link.cut,relay.kill_owner"),
+    "many-one-late": ({"lost"}, "reader_link.cut,relay.kill_owner"),
     "forget-bells": ({"stuck"}, "reader_link.cut"),
     "skip-dedupe": ({"invented", "altered"}, "upstream.resend,upstream.resend_all,upstream.cut"),
 }
