@@ -315,7 +315,7 @@ class Stream:
         """How far its client is behind, for metrics and people."""
         self._read_off()
         slow_s = 0.0 if self._full_since is None else time.monotonic() - self._full_since
-        return Lag(self._sub.lag, self._connection.backlog, str(self._sub.topic.key), self._sub.form, slow_s)
+        return Lag(self._sub.lag, self._connection.backlog, str(self._sub.topic.key), self._sub.wire.form, slow_s)
 
     def say_goodbye(self, goodbye: Goodbye) -> None:
         """End this stream soon; whoever drives it writes the notice and ends the connection."""

@@ -116,7 +116,7 @@ class Subscription:
         found = await self._snapshots.slice(self.topic, self.wire, self.types)
         if found is not None:
             self.cursor, self._due_since = found.upto, None
-            telemetry.SNAPSHOTS.labels(self.form).inc()
+            telemetry.SNAPSHOTS.labels(self.wire.form).inc()
         return found
 
     def _slice_of(self, page: Page) -> Slice:
