@@ -1,4 +1,4 @@
-"""Fair shares of the event loop: a line of any length takes bounded turns, in order, and everything else goes in between."""
+"""Fair shares of the event loop: a line of any length takes bounded turns, in order; everything else goes in between."""
 
 from __future__ import annotations
 
