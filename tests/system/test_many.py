@@ -317,6 +317,63 @@ async def test_a_compressed_stream_of_many_runs_is_the_same_stream(
             assert (await response.read()).count(b"relay.end") == 3
 
 
+async def test_events_that_nobody_has_any_more_are_said_to_be_gone_of_their_run_alone(
+    upstream: ScriptedUpstream, redis_url: str, session: aiohttp.ClientSession
+) -> None:
+    async with relay_here(upstream.url, redis_url) as relay:
+        whole, headless = upstream.add_run(script(8)), upstream.add_run(script(8))
+        upstream.prune(headless, 4)
+        sse = SseViewer(many(relay, f"runs={whole},{headless}"))
+        socket = SocketViewer(many(relay), [whole, headless])
+        async with asyncio.timeout(30):
+            await asyncio.gather(sse.watch(session), socket.watch(session))
+        for viewer in (sse, socket):
+            assert viewer.said("reset") == [{"run_id": headless, "from_seq": 1, "to_seq": 4, "reason": "trimmed"}]
+            exact(viewer, upstream, whole)
+            exact(viewer, upstream, headless, after=4)
+
+
+async def test_silence_is_ended_by_heartbeats(
+    upstream: ScriptedUpstream, redis_url: str, session: aiohttp.ClientSession
+) -> None:
+    async with relay_here(upstream.url, redis_url, delivery={"heartbeat_s": 2.0}, ingest=BRIEF) as relay:
+        run_id = upstream.add_run([("run.started", {})])
+        async with asyncio.timeout(20), session.get(many(relay, f"runs={run_id}")) as response:
+            pings = 0
+            while pings < 3:
+                pings += (await response.content.readline()) == b": ping\n"
+        async with asyncio.timeout(20), session.ws_connect(many(relay), autoping=False) as socket:
+            while (message := await socket.receive()).type is not aiohttp.WSMsgType.PING:
+                pass
+            assert message.data == b""
+
+
+async def test_a_client_that_asks_and_does_not_read_is_not_listened_to(
+    upstream: ScriptedUpstream, redis_url: str, session: aiohttp.ClientSession
+) -> None:
+    """Its answers would only fill our memory."""
+    async with relay_here(upstream.url, redis_url) as relay:
+        async with session.ws_connect(many(relay), max_msg_size=0) as socket:
+            message = json.dumps({"op": "ping", "words": "x" * 10_000})
+            socket._response.connection.transport.pause_reading()  # type: ignore[union-attr]
+            flood = asyncio.create_task(send_for_ever(socket, message))
+            [multiplex] = relay.app._pulse._streams
+            async with asyncio.timeout(30):
+                while not multiplex._connection.full:  # type: ignore[attr-defined]
+                    await asyncio.sleep(0.01)
+                for _ in range(50):
+                    await asyncio.sleep(0.01)
+                    assert multiplex._connection.backlog < 200_000  # type: ignore[attr-defined]
+            flood.cancel()
+            await asyncio.gather(flood, return_exceptions=True)
+            socket._response.connection.transport.abort()  # type: ignore[union-attr]
+
+
+async def send_for_ever(socket: aiohttp.ClientWebSocketResponse, message: str) -> None:
+    while True:
+        await socket.send_str(message)
+
+
 # ── ends ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 async def test_at_the_end_of_the_relay_everybody_is_told_goodbye(
     upstream: ScriptedUpstream, redis_url: str, session: aiohttp.ClientSession
