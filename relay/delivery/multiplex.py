@@ -30,6 +30,9 @@ from relay.delivery.strand import SLICE_BYTES, Strand
 from relay.delivery.stream import Connection, Farewell
 from relay.fanout.subscription import Subscription
 
+_FEW: Final = 8
+"""With so few runs a cursor is about as long as an event's envelope."""
+_GAP_S: Final = 0.010
 _AGAIN_S: Final = 0.2
 """How soon those are asked again whose events have to be fetched, or whose store is away."""
 
@@ -63,6 +66,8 @@ class Multiplex:
         self._holds = 0
         self._over = False
         self._scheduled = False
+        self._next_at = 0.0
+        """By the loop's clock: when the next flush may be."""
         self._wake = asyncio.Event()
         self._goodbye: Goodbye | None = None
         self._slow = False
@@ -226,15 +231,22 @@ class Multiplex:
         self._due.append(strand)
         if not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            loop = asyncio.get_running_loop()
+            loop.call_at(max(loop.time(), self._next_at), self._flush)
 
     def _flush(self) -> None:
         """Once per turn of the loop in which anything rang: one write. What is not simple is the task's."""
         self._scheduled = False
+        self._next_at = asyncio.get_running_loop().time() + self._gap_s
         if self._connection.ready:
             self._serve()
         if self._due or self._far or not self._strands:
             self._wake.set()
+
+    @property
+    def _gap_s(self) -> float:
+        """A cursor of many runs is several events long: what rings within ten milliseconds shares one."""
+        return _GAP_S if self.form == "many-sse" and len(self.tally) > _FEW else 0.0
 
     def _serve(self) -> None:
         """A slice for each who has something, in turn, until about one slice is written in all."""

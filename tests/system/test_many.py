@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from relay.core.events import Event
 from tests.support.many import ManyViewer, SocketViewer, SseViewer
 from tests.support.relay import RunningRelay
 from tests.support.upstream import ScriptedUpstream
@@ -213,17 +214,13 @@ async def test_what_rings_in_one_turn_is_one_write(
         task = asyncio.create_task(viewer.once(session))
         await viewer.until(lambda viewer: len(viewer.order) == 20)
         [multiplex] = relay.app._pulse._streams
-        topics = [strand.sub.topic for strand in multiplex._strands.values()]  # type: ignore[attr-defined]
+        strands = list(multiplex._strands.values())  # type: ignore[attr-defined]
         wrote = len(viewer.cursors)
-        for topic in topics:  # as if a bell had rung for each of them in one turn of the loop
-            last = topic.window.last_seq
-            topic.publish(
-                [
-                    type(topic.window._events[0])(
-                        last + 1, "x", b'{"seq":%d,"run_id":"%b"}' % (last + 1, topic.key.run_id.encode())
-                    )
-                ]
-            )
+        for strand in strands:  # as if a bell had rung for each of them in one turn of the loop
+            topic = strand.sub.topic
+            body = {"seq": topic.last_seq + 1, "run_id": topic.key.run_id}
+            topic.window.publish([Event(body["seq"], "x", json.dumps(body).encode())], 1 << 20)
+            strand.flush()
         await viewer.until(lambda viewer: len(viewer.order) == 40)
         assert len(viewer.cursors) == wrote + 1
         task.cancel()
