@@ -5,6 +5,7 @@
 //   const reading = readRuns("https://relay.example.com", { runs: ["r1", "r2"] }, {
 //     event: (event) => show(event.run_id, event),              // each once, in the order of its run
 //     end: ({ run_id, status }) => done(run_id, status),        // no more of this run, ever
+//     snapshot: (fold) => start(fold.run_id, fold),             // with { snapshot: 1 }: instead of what lies before it
 //     reset: ({ run_id, from_seq, to_seq, reason }) => …,       // "rewritten": forget the run, it follows again
 //     error: ({ run_id, code, message, retrying }) => …,        // about one run; the others go on
 //   }, { headers: { Authorization: `Bearer ${key}` } });
@@ -18,7 +19,7 @@ export function readRuns(base, what, on, { headers = {}, cursor = "", silenceMs 
   const controller = new AbortController();
   const reader = { cursor, seen: new Map(), ended: new Set(), waitMs: 0, failures: 0, over: false };
   const query = new URLSearchParams(what.thread ? { thread: what.thread } : { runs: what.runs.join(",") });
-  for (const name of ["types", "children", "upstream"]) if (what[name]) query.set(name, what[name]);
+  for (const name of ["types", "snapshot", "children", "upstream"]) if (what[name]) query.set(name, what[name]);
   const url = `${base.replace(/\/$/, "")}/v1/events?${query}`;
   const done = (async () => {
     while (!reader.over && !controller.signal.aborted) {
@@ -86,6 +87,7 @@ function take(block, reader, on) {
     }
   } else if (kind !== "end" || !reader.ended.has(data.run_id)) {
     if (kind === "end") reader.ended.add(data.run_id);
+    if (kind === "snapshot") reader.seen.set(data.run_id, data.as_of_seq); // it stands for all events up to there
     on[kind]?.(data);
   }
   if (frame.id) reader.cursor = frame.id; // after the callbacks: if one of them throws, this frame comes again

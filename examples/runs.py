@@ -42,7 +42,7 @@ class Runs:
         self._pause_s = 0.0
 
     def subscribe(self, run_id: str, *, after_seq: int = 0, **more: Any) -> None:
-        """From the next connection on; `more`: types, upstream, thread_id, token."""
+        """From the next connection on; `more`: types, snapshot, upstream, thread_id, token."""
         self._wanted[run_id] = {"op": "subscribe", "run_id": run_id, "after_seq": after_seq, **more}
 
     async def read(self) -> AsyncIterator[Message]:
@@ -92,8 +92,8 @@ class Runs:
             return
         elif op == "event":
             wanted["after_seq"] = message["event"]["seq"]
-        elif op == "position":
-            wanted["after_seq"] = message["seq"]
+        elif op in ("position", "snapshot"):
+            wanted["after_seq"] = message["seq" if op == "position" else "as_of_seq"]
         elif op == "reset":
             wanted["after_seq"] = message["to_seq"]
         elif op == "end" or (op == "error" and not message["retrying"]):

@@ -1,6 +1,6 @@
 """What a WebSocket client of `/v1/events` may say, and what becomes of it.
 
-    {"op": "subscribe", "run_id", "after_seq"?, "types"?, "upstream"?, "thread_id"?, "token"?}
+    {"op": "subscribe", "run_id", "after_seq"?, "types"?, "snapshot"?, "upstream"?, "thread_id"?, "token"?}
     {"op": "unsubscribe", "run_id"}      {"op": "ping", …}      {"op": "auth", "token"}
 
 Whatever is wrong with a message is answered by an `error` and ends nothing (docs/protocol.md).
@@ -64,6 +64,7 @@ class Conversation:
             run_id=_run_id(message),
             after_seq=_after_seq(message),
             types=_types(message),
+            snapshot=_snapshot(message),
             upstream=_text(message, "upstream", checked_upstream),
             thread_id=_text(message, "thread_id", checked_id),
             principal=self._own_principal(message),
@@ -135,6 +136,13 @@ def _types(message: Message) -> Types | None:
     if types is not None and not isinstance(types, str):
         raise InvalidRequest.field("types", "not a list of type patterns", "globs such as run.* and tool.*")
     return types_of(types)
+
+
+def _snapshot(message: Message) -> bool:
+    snapshot = message.get("snapshot", False)
+    if not isinstance(snapshot, bool):
+        raise InvalidRequest.field("snapshot", "not a truth value", "true or false")
+    return snapshot
 
 
 def _credentials(message: Message) -> str:

@@ -40,6 +40,8 @@ class Wish:
     after_seq: int = 0
     """The reader has seen this, whatever its cursor says."""
     types: Types | None = None
+    snapshot: bool = False
+    """A fold first, of a run it has seen nothing of, and after every reset."""
     upstream: str | None = None
     thread_id: str | None = None
     principal: Principal | None = None
@@ -178,6 +180,6 @@ class Gathering:
             hold.release()
             raise
         wire = RunWire(self._multiplex.form, key.run_id)
-        sub = hub.subscribe(topic, place.seq, wire, wish.types, slice_bytes=SLICE_BYTES)
+        sub = hub.subscribe(topic, place.seq, wire, wish.types, snapshot=wish.snapshot, slice_bytes=SLICE_BYTES)
         expires_at = wish.principal.expires_at if wish.principal is not None else None
         self._multiplex.add(key, sub, hold.release, expires_at=expires_at)

@@ -87,9 +87,9 @@ class Many:
         for wish in ask.wishes:
             gathering.want(wish)
         if ask.thread_id is not None and upstream is not None:
-            await Thread(self._looks, upstream, ask.thread_id, gathering, multiplex, ask.cursor, ask.types).follow()
+            await Thread(self._looks, upstream, ask.thread_id, gathering, multiplex, ask.cursor, ask.like).follow()
         elif ask.children:
-            await Children(self._looks, gathering, ask.types).follow()
+            await Children(self._looks, gathering, ask.like).follow()
 
     async def _nothing_left(self, ask: _Ask, principal: Principal) -> bool:
         """A browser that comes back after the end of all its runs: only a 204 stops it."""
@@ -142,11 +142,14 @@ class _Ask:
         if self.upstream is not None:
             checked_upstream("upstream", self.upstream)
         self.types = types_of(query.get("types"))
+        self.snapshot = flag_of(query, "snapshot", default=False)
         self.children = flag_of(query, "children", default=False)
         self.thread_id = query.get("thread") or None
         self.seqs = _runs(query.get("runs"), most)
+        self.like = Wish("", types=self.types, snapshot=self.snapshot)
+        """How runs are read that nobody named."""
         self._check(request)
-        self.wishes = [Wish(run_id, seq, self.types, self.upstream) for run_id, seq in self.seqs.items()]
+        self.wishes = [Wish(run_id, seq, self.types, self.snapshot, self.upstream) for run_id, seq in self.seqs.items()]
         self.came_back = came_back(query, request.headers)
         self.cursor = vector.later(
             vector.later(vector.read("cursor", query.get("cursor")), vector.read(RESUMED, query.get(RESUMED))),

@@ -11,11 +11,11 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from relay.core.errors import RelayError, TooManyRequests
 from relay.core.events import MAX_SEQ, TERMINAL
-from relay.core.filters import Types
 from relay.core.ids import RunKey, is_id
 from relay.core.times import unix
 from relay.core.vector import Place, Vector
@@ -99,7 +99,7 @@ class Thread:
         gathering: Gathering,
         multiplex: Multiplex,
         cursor: Vector,
-        types: Types | None,
+        like: Wish,
     ) -> None:
         self._looks = looks
         self._upstream = upstream
@@ -108,7 +108,7 @@ class Thread:
         self._multiplex = multiplex
         self._tally = multiplex.tally
         self._cursor = cursor
-        self._types = types
+        self._like = like
         self._made_us: dict[RunKey, int] = {}
         """The runs of the last list that this reader has met, and when they were made."""
 
@@ -149,7 +149,7 @@ class Thread:
     def _read(self, key: RunKey, made_us: dict[RunKey, int]) -> None:
         if key not in self._tally:  # from now on the cursor speaks of it, whatever becomes of it before it is open
             self._tally.put(key, self._cursor.place(key))
-        wish = Wish(key.run_id, types=self._types, upstream=key.upstream, thread_id=self._thread_id)
+        wish = replace(self._like, run_id=key.run_id, upstream=key.upstream, thread_id=self._thread_id)
         try:
             self._gathering.want(wish)
         except TooManyRequests as error:  # it is met again at the next look, and then there may be room
@@ -169,10 +169,10 @@ class Thread:
 class Children:
     """The sub-runs of all runs of a connection, and theirs."""
 
-    def __init__(self, looks: Looks, gathering: Gathering, types: Types | None) -> None:
+    def __init__(self, looks: Looks, gathering: Gathering, like: Wish) -> None:
         self._looks = looks
         self._gathering = gathering
-        self._types = types
+        self._like = like
         self._over: set[RunKey] = set()
         """Runs that had ended when we looked last: what we were told may still be older than their end."""
         self._settled: set[RunKey] = set()
@@ -194,7 +194,7 @@ class Children:
             names = await self._looks.children(key)
             for child in names:
                 if child not in self._gathering and RunKey(key.upstream, child) not in self._gathering.found:
-                    self._gathering.want(Wish(child, types=self._types, upstream=key.upstream))
+                    self._gathering.want(replace(self._like, run_id=child, upstream=key.upstream))
         except RelayError as error:
             return error.status not in LATER
         return True

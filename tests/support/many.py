@@ -140,6 +140,8 @@ class SocketViewer(ManyViewer):
         self.url = url
         self.runs = runs
         self.places: dict[str, int] = {}
+        self.ask: dict[str, Any] = {}
+        """What else is asked for with each run."""
         self.closes: list[int] = []
         self.socket: aiohttp.ClientWebSocketResponse | None = None
 
@@ -163,7 +165,7 @@ class SocketViewer(ManyViewer):
             for run_id in self.runs:
                 if run_id not in self.ended:
                     after = self.places.get(run_id, 0)
-                    await socket.send_json({"op": "subscribe", "run_id": run_id, "after_seq": after})
+                    await socket.send_json({"op": "subscribe", "run_id": run_id, "after_seq": after, **self.ask})
             while set(self.runs) - set(self.ended):
                 message = await socket.receive()
                 if message.type is not aiohttp.WSMsgType.TEXT:
@@ -179,6 +181,6 @@ class SocketViewer(ManyViewer):
             self.places[said["run_id"]] = said["event"]["seq"]
             self.take(said["run_id"], said["event"])
             return
-        if op in ("reset", "position"):
-            self.places[said["run_id"]] = said.get("to_seq", said.get("seq"))
+        if op in ("reset", "position", "snapshot"):
+            self.places[said["run_id"]] = next(said[name] for name in ("to_seq", "seq", "as_of_seq") if name in said)
         self.notice(op, said)

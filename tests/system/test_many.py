@@ -10,7 +10,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from relay.core.events import Event
+from relay.core.events import Event, encode
+from relay.core.fold import Fold
 from tests.support.many import ManyViewer, SocketViewer, SseViewer
 from tests.support.relay import RunningRelay
 from tests.support.upstream import ScriptedUpstream
@@ -181,6 +182,42 @@ async def converse(socket: SocketViewer, session: aiohttp.ClientSession, run_id:
             socket.hear(json.loads(message.data))
 
 
+@pytest.mark.parametrize("wire", ["sse", "websocket"])
+async def test_who_joins_late_gets_each_run_folded_and_then_the_tail(
+    upstream: ScriptedUpstream, redis_url: str, session: aiohttp.ClientSession, wire: str
+) -> None:
+    async with relay_here(upstream.url, redis_url) as relay:
+        runs = [upstream.add_run(script(30)[:-1]) for _ in range(3)]
+        early = SocketViewer(many(relay), runs)
+        watching = asyncio.create_task(early.watch(session))
+        await early.until(lambda viewer: all(len(viewer.seqs(run_id)) == 31 for run_id in runs))
+        late: ManyViewer
+        if wire == "sse":
+            late = SseViewer(many(relay, f"runs={','.join(runs)}&snapshot=1"))
+            task = asyncio.create_task(late.watch(session))
+        else:
+            late = SocketViewer(many(relay), runs)
+            late.ask = {"snapshot": True}
+            task = asyncio.create_task(late.watch(session))
+        await late.until(lambda viewer: len(viewer.said("snapshot")) == 3)
+        for run_id in runs:
+            upstream.append(run_id, "message.delta", {"content_delta": "and on"})
+            upstream.finish(run_id)
+        await asyncio.wait_for(asyncio.gather(task, watching), 30)
+        for snapshot in late.said("snapshot"):
+            run_id = snapshot["run_id"]
+            assert snapshot["as_of_seq"] == 31
+            assert late.seqs(run_id) == [32, 33]
+            fold = Fold.restored(encode(snapshot))
+            assert fold is not None
+            assert told(fold, late.events[run_id]) == told(Fold(), early.events[run_id])
+
+
+def told(fold: Fold, events: list[dict[str, Any]]) -> Any:
+    found = fold.extend(Event(event["seq"], event["type"], encode(event)) for event in events)
+    return json.loads(encode(found.data(None)))
+
+
 # ── fair ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 async def test_a_long_answer_does_not_hold_up_a_short_one(
     upstream: ScriptedUpstream, redis_url: str, session: aiohttp.ClientSession
@@ -254,6 +291,7 @@ async def test_runs_may_be_left_and_taken_up_again(
 @pytest.mark.parametrize(
     ("said", "field"),
     [
+        ('{"op":"subscribe","run_id":"r","snapshot":"yes"}', "snapshot"),
         ("no json", "message"), ("[]", "message"), ("{}", "op"), ('{"op":"shout"}', "op"), ('{"op":["ping"]}', "op"),
         ('{"op":"subscribe"}', "run_id"), ('{"op":"subscribe","run_id":"../x"}', "run_id"),
         ('{"op":"subscribe","run_id":"r","after_seq":-1}', "after_seq"),
