@@ -1,0 +1,204 @@
+"""Readers in crowds, out of them and between them: whatever they do, each gets every event once, in order (one law)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.core.events import Event
+from relay.core.filters import Types
+from relay.core.ids import RunKey
+from relay.core.wires import Form, Wire
+from relay.delivery.options import DeliveryOptions
+from relay.delivery.stream import Flow, Stream
+from relay.delivery.turns import Turns
+from relay.fanout.subscription import Subscription
+from relay.fanout.topic import Topic
+from relay.store.log import LogState
+
+KINDS = ("message.delta", "tool.call", "run.note")
+FILTERS = (None, Types(("message.*",)), Types(("tool.*", "run.*")))
+FORMS: tuple[Form, ...] = ("sse", "sse-named", "sse")
+
+
+class FakeConnection:
+    """A kernel that takes `room` bytes, then none until it is emptied. Says so from within `write`, as transports do."""
+
+    def __init__(self, room: int) -> None:
+        self.got = b""
+        self.closing = False
+        self._room = room
+        self._held = 0
+        self._flow: Flow | None = None
+        self.full = False
+
+    @property
+    def backlog(self) -> int:
+        return self._held
+
+    @property
+    def ready(self) -> bool:
+        return not (self.full or self.closing)
+
+    def write(self, data: bytes) -> None:
+        if self.closing:
+            return
+        self.got += data
+        self._held += len(data)
+        if self._held > self._room and not self.full:
+            self.full = True
+            if self._flow is not None:
+                self._flow.paused()
+
+    def taken(self) -> None:
+        """The client has read everything."""
+        self._held = 0
+        if self.full:
+            self.full = False
+            if self._flow is not None:
+                self._flow.resumed()
+
+    def leaves(self) -> None:
+        self.closing = True
+        if self._flow is not None:
+            self._flow.lost()
+
+    async def drained(self) -> None: ...
+
+    def attend(self, listener: Flow | None) -> None:
+        self._flow = listener
+
+    def abort(self) -> None:
+        self.leaves()
+
+
+class Reader:
+    def __init__(self, topic: Topic, cursor: int, kind: int, room: int, turns: Turns) -> None:
+        self.began, self.types = cursor, FILTERS[kind]
+        self.connection = FakeConnection(room)
+        history: Any = None  # the window holds everything
+        self.sub = Subscription(topic, history, cursor, Wire(FORMS[kind]), self.types, 200)
+        self.stream = Stream(self.sub, self.connection, DeliveryOptions(), turns=turns)
+        self.task = asyncio.ensure_future(self._run())
+        self.end: Any = None
+
+    async def _run(self) -> None:
+        try:
+            self.end = await self.stream.run()
+        except ConnectionError:
+            pass
+
+    @property
+    def seqs(self) -> list[int]:
+        found = re.findall(rb"id: (\d+)\n(?!event: relay)", self.connection.got)
+        return [int(seq) for seq in found]
+
+    def wanted(self, events: list[Event]) -> list[int]:
+        types = self.types
+        return [one.seq for one in events if one.seq > self.began and (types is None or types.allows(one.type))]
+
+
+STEP = st.one_of(
+    st.tuples(st.just("publish"), st.integers(1, 6)),
+    st.tuples(st.just("join"), st.integers(0, 2), st.integers(0, 400), st.integers(0, 5)),
+    st.tuples(st.just("taken"), st.integers(0, 50)),
+    st.tuples(st.just("leaves"), st.integers(0, 50)),
+    st.tuples(st.just("turns"), st.integers(1, 4)),
+    st.tuples(st.just("beat"), st.integers(0, 1)),
+)
+
+
+class World:
+    def __init__(self) -> None:
+        self.topic = Topic(RunKey("main", "run"), lambda: 1 << 30)
+        self.topic.start(LogState())
+        self.events: list[Event] = []
+        self.readers: list[Reader] = []
+        self.turns = Turns(400, 200)
+
+    def publish(self, count: int) -> None:
+        new = []
+        for _ in range(count):
+            seq = len(self.events) + len(new) + 1
+            new.append(Event(seq, KINDS[seq * 7 % 3], b'{"seq":%d}' % seq))
+        self.events += new
+        self.topic.publish(new)
+
+    def join(self, kind: int, room: int, behind: int) -> None:
+        self.readers.append(Reader(self.topic, max(0, len(self.events) - behind), kind, room, self.turns))
+
+    def taken(self, number: int) -> None:
+        if self.readers:
+            self.readers[number % len(self.readers)].connection.taken()
+
+    def leaves(self, number: int) -> None:
+        if self.readers:
+            self.readers[number % len(self.readers)].connection.leaves()
+
+    def beat(self, _: int) -> None:
+        for reader in self.readers:
+            if not reader.task.done():
+                reader.stream.beat(asyncio.get_running_loop().time())
+
+    async def until(self, fact: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not fact():
+                for reader in self.readers:
+                    reader.connection.taken()
+                await asyncio.sleep(0.001)
+
+
+@given(steps=st.lists(STEP, max_size=60))
+def test_whatever_readers_do_each_gets_every_event_once_and_in_order(steps: list[tuple[Any, ...]]) -> None:
+    async def check() -> None:
+        world = World()
+        for name, *arguments in steps:
+            if name == "turns":
+                for _ in range(arguments[0]):
+                    await asyncio.sleep(0)
+            else:
+                getattr(world, name)(*arguments)
+            for reader in world.readers:  # at every moment: nothing skipped, repeated or out of order
+                assert reader.seqs == reader.wanted(world.events)[: len(reader.seqs)]
+        staying = [reader for reader in world.readers if not reader.connection.closing]
+        await world.until(lambda: all(one.seqs == one.wanted(world.events) for one in staying))
+        at_edge = [reader for reader in staying if reader.stream._crowd is not None]
+        crowds = world.topic.crowds.values()
+        assert sorted(id(one.stream) for one in at_edge) == sorted(id(m) for crowd in crowds for m in crowd.members)
+        assert all(crowd.members for crowd in crowds)
+        for reader in at_edge:
+            reader.stream._read_off()
+            assert reader.sub.cursor == max(len(world.events), reader.began)
+            assert reader.stream._written == len(reader.connection.got)
+        world.topic.learn(LogState(last_seq=len(world.events), status="completed", sealed=True))
+        await world.until(lambda: all(reader.task.done() for reader in world.readers))
+        assert all(reader.end is not None for reader in staying)
+        assert not world.topic.crowds
+        assert world.topic.live_count == 0
+
+    asyncio.run(check())
+
+
+async def test_readers_at_one_place_are_written_the_very_same_bytes_object() -> None:
+    world = World()
+    got: list[list[bytes]] = [[], [], []]
+    for number in range(3):
+        world.join(0, 10_000, 0)
+        world.readers[number].stream.write = got[number].append
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for count in (1, 5):
+        world.publish(count)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert [len(one) for one in got] == [2, 2, 2]
+    assert all(first is second is third for first, second, third in zip(*got, strict=True))
+    assert len(world.topic.crowds) == 1
+    for reader in world.readers:
+        reader.connection.leaves()
+    await world.until(lambda: all(reader.task.done() for reader in world.readers))
