@@ -146,7 +146,7 @@ class World:
                 reader.stream.beat(asyncio.get_running_loop().time())
 
     async def until(self, fact: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(4):
             while not fact():
                 for reader in self.readers:
                     reader.connection.taken()
