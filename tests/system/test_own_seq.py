@@ -195,6 +195,20 @@ async def test_a_flush_begins_a_new_generation_and_readers_are_told(own_redis: E
             page = await response.json()
         assert page["reset"]["reason"] == "rewritten"
         assert [event["seq"] for event in page["events"]] == fresh.seqs
+        folded = Journal()
+        folded.cursor = 3  # of the first life
+        async with asyncio.timeout(20):
+            await watch_sse(relay.session, relay.events("run-1"), folded, query={"snapshot": "1"})
+        assert [name for name, _ in folded.notices] == ["relay.reset", "relay.snapshot", "relay.end"]
+        snapshot = folded.notices[1][1]
+        assert (snapshot["since_seq"], snapshot["as_of_seq"]) == (fresh.seqs[0] - 1, fresh.seqs[-1])
+        assert "".join(one["text"] for one in snapshot["messages"]) == "Hello, world! And more."
+        assert folded.events == []
+        async with relay.session.get(
+            relay.events("run-1", "after_seq=3&snapshot=1"), headers={"Accept": "application/json"}
+        ) as response:
+            page = await response.json()
+        assert (page["reset"]["reason"], page["snapshot"], page["events"]) == ("rewritten", snapshot, [])
 
 
 async def test_a_run_fetched_again_after_its_log_expired_is_a_new_generation(redis_url: str) -> None:
