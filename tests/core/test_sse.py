@@ -460,3 +460,26 @@ def test_what_frame_writes_the_decoder_reads(
     assert messages == [Message(text.encode(), event or "", str(seq)) for seq, text, event, _ in events]
     assert decoder.retry_ms == next((retry for *_, retry in reversed(events) if retry is not None), None)
     assert not decoder.pending
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"id: 1\0\ndata: x\n\nid: 2\ndata: y\n\n",
+        b"data: adata: b\n\ndata: c\n\n",
+        b"data: a\ndata: b\n\ndata: c\n\n",
+        b"id: 1\nevent: a\nevent: b\ndata: c\n\n",
+        b"event: a\nid: 1\ndata: c\n\nid: 2\ndata: d\n\n",
+        b"id: 1\n\ndata: x\n\nid: \ndata: y\n\n",
+        b"data: x\rdata: y\n\ndata: z\n\n",
+        b"xdata: x\n\ndata: y\n\n",
+    ],
+)
+def test_the_usual_form_is_no_other_road(stream: bytes) -> None:
+    """Cut in two anywhere, so that what looks usual begins in the middle of something else; against one byte at a time."""
+    slowly = Decoder()
+    wanted = [message for at in range(len(stream)) for message in slowly.feed(stream[at : at + 1])]
+    for at in range(len(stream)):
+        decoder = Decoder()
+        assert decoder.feed(stream[:at]) + decoder.feed(stream[at:]) == wanted, at
+        assert decoder.last_event_id == slowly.last_event_id
