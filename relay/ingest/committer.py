@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -110,10 +110,11 @@ def _count(batch: list[Waiting], answers: list[Exception | None]) -> None:
     telemetry.APPEND_COMMITS.inc()
     telemetry.APPEND_RUNS.inc(len(batch))
     telemetry.APPEND_SECONDS.observe(time.monotonic() - batch[0].at)
-    ingested: Counter[str] = Counter()
+    ingested: dict[str, int] = {}
     for waiting, answer in zip(batch, answers, strict=True):
         if answer is None:
-            ingested[waiting.append.lease.key.upstream] += len(waiting.append.events)
+            upstream = waiting.append.lease.key.upstream
+            ingested[upstream] = ingested.get(upstream, 0) + len(waiting.append.events)
         elif isinstance(answer, LogMoved | LeaseLost):
             telemetry.APPEND_REFUSED.labels(answer.code).inc()
     for upstream, events in ingested.items():

@@ -1,4 +1,4 @@
-"""Round trips on the two roads every event takes (append and read), many under way at once on one connection.
+"""Round trips of what every event takes (append and read), and of the position check: many under way on one connection.
 
 Replies come in the order of the commands, so who asked stands in a line; each one's future gets exactly one outcome: all
 its replies, or an error. Nothing is ever sent again: what was under way when the connection broke may be done or not, and

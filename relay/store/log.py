@@ -23,7 +23,7 @@ from relay.store.entries import event_of, text
 from relay.store.keys import Keys
 from relay.store.old import Old
 from relay.store.options import RetentionOptions
-from relay.store.packing import packed_append, packed_range, words
+from relay.store.packing import packed, packed_append, packed_range, words
 from relay.store.redis import Refused, ScriptCall, Store
 
 _T = TypeVar("_T")
@@ -113,13 +113,16 @@ class Append(msgspec.Struct, frozen=True):
 class _Road:
     """What every event of a run needs: its names, and all of its two commands that stays the same."""
 
-    __slots__ = ("append", "bell", "lease", "log", "read", "run")
+    __slots__ = ("append", "bell", "lease", "log", "member", "partition", "read", "run", "state")
 
-    def __init__(self, log: str, run: str, bell: str) -> None:
-        self.log = log
-        self.run = run
-        self.bell = bell
-        self.read = words("XRANGE", log)
+    def __init__(self, keys: Keys, key: RunKey) -> None:
+        self.log = keys.log(key)
+        self.run = keys.run(key)
+        self.bell = keys.bell(key)
+        self.member = keys.member(key)
+        self.partition = keys.partition(key)
+        self.read = words("XRANGE", self.log)
+        self.state = packed(("HMGET", self.run, *_STATE_FIELDS))
         self.lease: Lease | None = None
         """The one that `append` was packed for."""
         self.append = b""
@@ -213,7 +216,7 @@ class Log:
         if found is None:
             if len(self._roads) >= _ROADS:
                 self._roads.clear()
-            found = self._roads[key] = _Road(self.keys.log(key), self.keys.run(key), self.keys.bell(key))
+            found = self._roads[key] = _Road(self.keys, key)
         return found
 
     async def seal(self, lease: Lease, *, prev: int, status: str) -> None:
@@ -238,7 +241,7 @@ class Log:
         """
         by_partition: dict[int, list[tuple[Lease, int]]] = defaultdict(list)
         for lease, last_seq in leases:
-            by_partition[self.keys.partition(lease.key)].append((lease, last_seq))
+            by_partition[self._road(lease.key).partition].append((lease, last_seq))
         groups = list(by_partition.values())
         answers = await self._store.call("renew", [self._renew_call(group) for group in groups])
         result: dict[RunKey, Exception | None] = {}
@@ -252,8 +255,9 @@ class Log:
         keys = [self.keys.leases(group[0][0].key), self.keys.wants(group[0][0].key)]
         args: list[str | bytes | int] = [self._lease_ms, self._live_ms]
         for lease, last_seq in group:
-            keys += (self.keys.run(lease.key), self.keys.log(lease.key))
-            args += (self.keys.member(lease.key), lease.owner, lease.fence, last_seq)
+            road = self._road(lease.key)
+            keys += (road.run, road.log)
+            args += (road.member, lease.owner, lease.fence, last_seq)
         return ScriptCall(self._store.scripts["renew"], keys, args)
 
     async def want(self, keys: Sequence[RunKey]) -> None:
@@ -339,8 +343,8 @@ class Log:
     # --- the reader's side ------------------------------------------------------------------------------------------
     async def states(self, keys: Sequence[RunKey]) -> list[LogState | None]:
         """What is known of each run; None where nothing is (never pumped, expired, flushed)."""
-        commands = [("HMGET", self.keys.run(key), *_STATE_FIELDS) for key in keys]
-        answers = await self._store.run("states", commands, each=True)
+        roads = [self._road(key) for key in keys]
+        answers = await self._store.run_packed("states", [(road.run, road.state) for road in roads], each=True)
         return [self._readable(key, _state, answer) for key, answer in zip(keys, answers, strict=True)]
 
     async def tail(self, key: RunKey, most: int, *, before: int | None = None) -> list[Event]:
