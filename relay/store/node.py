@@ -129,13 +129,13 @@ class Node:
                 await self._pool.disconnect(inuse_connections=False)
 
     async def close(self) -> None:
-        if self._channel is not None:
-            self._channel.end(exceptions.ConnectionError("closed"))
         with suppress(exceptions.RedisError, OSError, TimeoutError):
             async with asyncio.timeout(_CLOSING_S):  # a peer that is cut off takes no goodbye
                 while self.left.is_set() and self._under_way:  # noqa: ASYNC110  (what was interrupted gives back first)
                     await asyncio.sleep(0.005)
                 await self._pool.disconnect()
+        if self._channel is not None:  # last: it may have been opened in the moment the server was left
+            self._channel.end(exceptions.ConnectionError("closed"))
 
 
 def name_of(address: Address) -> str:
