@@ -46,7 +46,7 @@ def snapshot(data: dict[str, Any]) -> Notice:
 
 
 def reset(from_seq: int, to_seq: int, reason: str) -> Notice:
-    """Events `from_seq..to_seq` can no longer be had."""
+    """Events `from_seq..to_seq` can no longer be had, or (`rewritten`) are void."""
     return Notice("relay.reset", {"from_seq": from_seq, "to_seq": to_seq, "reason": reason}, to_seq)
 
 

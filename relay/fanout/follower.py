@@ -124,7 +124,8 @@ class Follower:
                 pages[i] = list(await self._across(topic, wanted[i][2]))
         telemetry.FOLLOW_LAG.observe(time.monotonic() - min([since[topic] for topic in topics]))
         for topic, (_, _, most), events in zip(topics, wanted, pages, strict=True):
-            topic.publish(events)
+            if topic.publish(events) and not topic.state.last_seq:  # followed before there was a log: which one is it?
+                self._ring(topic, state=True)
             if len(events) == most and self._topics.get(topic.key) is topic:
                 self._ring(topic, state=False)
 
@@ -188,6 +189,9 @@ class Follower:
             return
         if known <= state.last_seq < topic.last_seq:
             return  # an answer from before events that we have published meanwhile
+        if state.lacks(topic.seen._replace(seq=known)):
+            self._orphaned(topic.key)  # an owner must begin a new generation; until then nothing it says is of our log
+            return
         topic.learn(state)
         if state.last_seq > topic.last_seq:
             self._ring(topic, state=False)

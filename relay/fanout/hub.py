@@ -27,7 +27,7 @@ from relay.fanout.options import FanoutOptions
 from relay.fanout.snapshots import Snapshots
 from relay.fanout.subscription import Subscription
 from relay.fanout.topic import Topic
-from relay.store.log import Log
+from relay.store.log import Log, Seen
 from relay.store.old import Behind
 from relay.store.redis import Store
 
@@ -73,10 +73,10 @@ class Hub:
         topic = self._topics.get(key)
         return topic is not None and topic.ready.is_set() and topic.last_seq > 0
 
-    def shown(self, key: RunKey) -> int:
-        """The last seq of a run that was shown to readers here; 0 for one that nobody watches."""
+    def shown(self, key: RunKey) -> Seen:
+        """What was shown of a run to readers here; nothing of one that nobody watches."""
         topic = self._topics.get(key)
-        return topic.last_seq if topic is not None and topic.ready.is_set() else 0
+        return topic.seen if topic is not None and topic.ready.is_set() else Seen()
 
     def describe(self) -> list[dict[str, Any]]:
         """Every watched run, for people."""

@@ -131,4 +131,4 @@ class Subscription:
             self._due_since = time.monotonic()
         if reason == "rewritten" and not before:
             return Slice(b"", upto, 0, 0)
-        return reset(before + 1, upto, reason)
+        return reset(1 if reason == "rewritten" else before + 1, upto, reason)

@@ -20,7 +20,7 @@ from relay.core.ids import RunKey
 from relay.core.window import Slice, Window
 from relay.fanout.crowd import Crowd, Member
 from relay.fanout.pace import Pace
-from relay.store.log import LogState
+from relay.store.log import LogState, Seen
 
 if TYPE_CHECKING:
     from relay.fanout.subscription import Subscription
@@ -94,6 +94,11 @@ class Topic:
     @property
     def last_seq(self) -> int:
         return self.window.last_seq
+
+    @property
+    def seen(self) -> Seen:
+        """What was shown here, and of which log."""
+        return Seen(self.last_seq, self.state.born)
 
     @property
     def sealed(self) -> bool:

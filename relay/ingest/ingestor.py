@@ -28,21 +28,20 @@ from relay.ingest.clocks import Clocks
 from relay.ingest.committer import Committer
 from relay.ingest.folds import Folds
 from relay.ingest.intake import Intake
+from relay.ingest.making import Making
 from relay.ingest.options import IngestOptions
 from relay.ingest.own_pump import OwnPump
 from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.pump import Pump
 from relay.ingest.tenure import Tenure
 from relay.ingest.upstream import Upstream
-from relay.store.log import Lease, Log, Scan
+from relay.store.log import Lease, Log, Scan, Seen
 
 _PROBE_S: Final = 10.0
 _SCAN_S: Final = 1.0
 _SHARE_S: Final = 0.02
 _AWAY_S: Final = 0.1
 """How soon it is looked again whether Redis is back."""
-_ALL: Final = RunKey("-", "-")
-"""Named in the log where something concerns all runs."""
 _CLAIMS: Final = 64
 """Most orphans of one partition that one scan claims: a fleet that lost an owner shares what it left behind."""
 
@@ -77,8 +76,10 @@ class Ingestor:
         self._filling: set[asyncio.Task[None]] = set()
         self._probed: dict[RunKey, float] = {}
         self._clocks = Clocks()
-        self.shown: Callable[[RunKey], int] = lambda _: 0
-        """The last seq of a run that readers here have seen: a log that ends before it has lost rows."""
+        self.shown: Callable[[RunKey], Seen] = lambda _: Seen()
+        """What readers here have seen of a run."""
+        self._lacking: set[RunKey] = set()
+        """Runs whose logs lack what was shown here: the owners of own-seq ones must know."""
         self._tasks: asyncio.TaskGroup | None = None
         self._closing = False
         self._away = False
@@ -117,26 +118,33 @@ class Ingestor:
     def orphaned(self, key: RunKey) -> None:
         """A run watched here has lost its owner, or its log. All who watch it hear of it in the same moment; that each
         tries after a moment of its own shares what an owner leaves behind between them."""
+        if key.upstream in self._upstreams:
+            self._lacking.add(key)  # whoever claims next may know nothing of it, and it may not be us
         asyncio.get_running_loop().call_later(random.uniform(0, _SHARE_S), self.want, key)  # noqa: S311  (no secret)
 
     async def create(self, upstream: OwnUpstream, thread_id: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Make a run whose only stream is the answer, and pump that. Raises the upstream's refusal."""
+        """Make a run and pump it, to the end even if the caller is gone. Raises the upstream's refusal."""
         if self._tasks is None or self._closing:
             raise Overloaded("this relay is going away", code="relay.draining", retry_after_s=2.0)
-        if len(self._pumped) >= self._options.runs:  # nobody would read the one stream there is
-            raise Overloaded("this relay pumps as many runs as it can", retry_after_s=2.0)
-        intake = Intake(
-            upstream,
-            upstream.provider.create_run(thread_id, body),
-            event_bytes=self._event_bytes,
-            find=upstream.finds_made(thread_id),
-        )
-        intake.task = self._tasks.create_task(intake.read(), name=f"intake {upstream.name}")
-        made = await intake.created()
-        key = RunKey(upstream.name, str(made["run_id"]))
-        upstream.note_thread(key.run_id, thread_id)
-        self._start(key, intake=intake)
-        return made
+        making = Making(upstream, thread_id, body, event_bytes=self._event_bytes)
+        if making.intake is not None:
+            if len(self._pumped) >= self._options.runs:  # nobody would read the one stream there is
+                raise Overloaded("this relay pumps as many runs as it can", retry_after_s=2.0)
+            read = self._supervise(making.intake.read, again=False, upstream=upstream.name)
+            making.intake.task = self._tasks.create_task(read, name=f"intake {upstream.name}")
+
+        async def begin(made: dict[str, Any]) -> None:
+            key = RunKey(upstream.name, str(made["run_id"]))
+            upstream.note_thread(key.run_id, thread_id)
+            self._start(key, intake=making.intake)
+            with suppress(
+                StoreUnavailable
+            ):  # the run exists: an error now would have it made twice; its pump notes it too
+                await self._log.note_thread(key, thread_id)
+
+        made = self._supervise(lambda: making.run(begin), again=False, upstream=upstream.name)
+        self._tasks.create_task(made, name=f"making {upstream.name}")
+        return await making.made()
 
     async def decided(self, key: RunKey) -> None:
         """Returns once it is known who owns a run that is wanted here: this process or another one."""
@@ -151,7 +159,7 @@ class Ingestor:
         if key in self._probed or key in self._pumped or key.upstream not in self._upstreams:
             return
         self._probed[key] = now
-        pump = self._make(key)
+        pump = self._pump_of(key)
         try:
             await pump.probe()
         except (LogMoved, LeaseLost):
@@ -182,13 +190,14 @@ class Ingestor:
             self._tasks = tasks
             tasks.create_task(self._committer.run(), name="committer")
             tasks.create_task(self._scan_for_ever(), name="orphan scan")
-            tasks.create_task(self._supervise(_ALL, self._folds.run), name="folds")
+            tasks.create_task(self._supervise(self._folds.run), name="folds")
             for key in self._watchers:
                 self._start(key)
             while True:
                 await asyncio.sleep(self._options.lease_s / 3)
                 await self._renew()
                 await self._say_wants()
+                await self._say_seen()
 
     async def release(self) -> None:
         """Stop every pump and give all leases back at once; those who follow the runs are told. Idempotent."""
@@ -205,13 +214,19 @@ class Ingestor:
         """Try to claim a run, unless we are at it, are full, or must let its owner go first."""
         full = len(self._pumped) >= self._options.runs
         if key in self._pumped or full or self._closing or self._tasks is None or key.upstream not in self._upstreams:
-            if intake is not None:
-                intake.close()
+            self._hand_over(key, intake)
             return
         if orphan and (time.monotonic() < self._hold_until or self._held_s(key) > 0):
             return
-        pumped = self._pumped[key] = _Pumped(self._make(key, intake=intake))
+        pumped = self._pumped[key] = _Pumped(self._pump_of(key, intake=intake))
         pumped.task = self._tasks.create_task(self._pump(key, pumped), name=f"pump {key}")
+
+    def _hand_over(self, key: RunKey, intake: Intake | None) -> None:
+        """The only stream there will ever be of a run that is pumped here already, or will not be."""
+        pumped = self._pumped.get(key)
+        pump = pumped.pump if pumped is not None else None
+        if intake is not None and not (isinstance(pump, OwnPump) and pump.takes(intake)):
+            intake.drop()
 
     def _held_s(self, key: RunKey) -> float:
         """For how long a run that was not ours is left to its owner, who cannot have renewed while Redis was away."""
@@ -220,7 +235,7 @@ class Ingestor:
             return _AWAY_S
         return max(self._returned_until, self._held.get(tag, 0.0)) - now
 
-    def _make(self, key: RunKey, *, intake: Intake | None = None) -> Tenure:
+    def _pump_of(self, key: RunKey, *, intake: Intake | None = None) -> Tenure:
         made = self._made(key, intake)
         tag = self._tags[self._log.keys.partition(key)]
         made.yields(lambda: self._held_s(key), lambda: self._lost.add(tag))
@@ -238,7 +253,7 @@ class Ingestor:
         gauge = telemetry.RUNS_PUMPED.labels(key.upstream)
         gauge.inc()
         try:
-            await self._supervise(key, pumped.pump.run)
+            await self._supervise(pumped.pump.run, run_id=key.run_id, upstream=key.upstream)
         finally:
             gauge.dec()
             pumped.pump.close()
@@ -249,19 +264,23 @@ class Ingestor:
     def _start_filling(self, key: RunKey, life: Callable[[], Awaitable[object]]) -> bool:
         if self._closing or self._tasks is None:
             return False
-        task = self._tasks.create_task(self._supervise(key, life), name=f"head {key}")
+        task = self._tasks.create_task(
+            self._supervise(life, run_id=key.run_id, upstream=key.upstream), name=f"head {key}"
+        )
         self._filling.add(task)
         task.add_done_callback(self._filling.discard)
         return True
 
-    async def _supervise(self, key: RunKey, life: Callable[[], Awaitable[object]]) -> None:
+    async def _supervise(self, life: Callable[[], Awaitable[object]], *, again: bool = True, **whose: str) -> None:
         while True:
             try:
                 await life()
                 return
             except Exception:  # the supervisor of runs: whatever it was, it must not end here unseen, or the siblings
                 telemetry.PUMP_CRASHES.inc()
-                telemetry.logger(run_id=key.run_id, upstream=key.upstream).exception("pump.crashed")
+                telemetry.logger(**whose).exception("pump.crashed")
+                if not again:
+                    return
                 await asyncio.sleep(self._options.backoff_cap_s / 10)
 
     async def _release(self, pumps: Iterable[Tenure]) -> None:
@@ -312,6 +331,14 @@ class Ingestor:
         ]
         if due and await self._asked(self._log.want(due), default=False) is not False:
             self._wanted_at.update(dict.fromkeys(due, now))
+
+    async def _say_seen(self) -> None:
+        """To owners that may know nothing of it. Said as long as those who follow these runs find that it is so."""
+        lacking, self._lacking = self._lacking, set()
+        owns = {key: own for key in lacking if isinstance(own := self._upstreams[key.upstream], OwnUpstream)}
+        if owns:
+            seen = {key: (self.shown(key), own.thread_of(key.run_id) or "") for key, own in owns.items()}
+            await self._asked(self._log.note_seen(seen))
 
     async def _scan_for_ever(self) -> None:
         pause_s = _SCAN_S

@@ -32,6 +32,10 @@ class UpstreamOptions:
     """How often a run without a stream is looked at, where the upstream has none for us; up to five times as long while
     nothing changes. What the upstream asks for (`openai-poll-after-ms`, `Retry-After`) goes first."""
 
+    mark_runs: bool = True
+    """Runs made through relay carry one more entry in their metadata (`relay_mark`), by which a run whose making was not
+    answered is found again; where an upstream keeps runs in threads. Off for a system that refuses metadata."""
+
 
 @dataclass(frozen=True, slots=True)
 class IngestOptions:

@@ -53,6 +53,7 @@ class OwnUpstream(Client):
         super().__init__(options, provider, session, ingest)
         self.provider = provider
         self.poll_s = options.poll_s
+        self.marks_runs = options.mark_runs
         self.attach_joins: Literal["unknown", "replay", "live"] = "unknown"
         """What the last attach to a run that was under way showed: all of it again, or only what followed."""
         self._threads: OrderedDict[str, str] = OrderedDict()

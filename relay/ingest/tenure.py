@@ -53,6 +53,9 @@ class Tenure:
     def close(self) -> None:
         """It will not run again: let go of what it holds."""
 
+    async def _claim(self) -> Claim | float:
+        return await self._log.claim(self.key)
+
     async def _own(self, claim: Claim) -> None:
         """Everything from the claim to the seal."""
         raise NotImplementedError
@@ -66,7 +69,7 @@ class Tenure:
             await self._let_owners_go_first()
             try:
                 self._nudged.clear()  # before we ask: whoever lets go after the answer wakes us
-                claim = await self._log.claim(self.key)
+                claim = await self._claim()
                 if not isinstance(claim, Claim):
                     if seen_left_s is not None and claim > seen_left_s:
                         self.decided.set()

@@ -71,6 +71,12 @@ class OwnSeqProvider(Protocol):
     def created_in(self, message: Message) -> dict[str, Any] | None:
         """The same from one message of the stream that `create_run` opened; None if it does not say."""
 
+    def marked(self, body: dict[str, Any], mark: str) -> dict[str, Any] | None:
+        """`body` so that the run it makes can be told from all others by `mark`; None if there is no room for that."""
+
+    def marked_run(self, answer: object, mark: str) -> dict[str, Any] | None:
+        """The run of a list answer that carries `mark`, as `created` tells it."""
+
     def thread(self, thread_id: str) -> Ask | None:
         """The thread itself, where it tells which run it is busy with; None where streams say which run they are."""
 

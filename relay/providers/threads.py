@@ -38,6 +38,11 @@ _RENAMED: Final = {
     "max_prompt_tokens": "max_input_tokens",
 }
 
+MARK: Final = "relay_mark"
+"""Where runs made through relay carry their mark in their metadata; shown to nobody."""
+_ENTRIES: Final = 16
+"""Most entries the metadata of a run may have (OpenAI; SeekrFlow names no bound)."""
+
 
 class ThreadSystem:
     """What these systems have in common: paths below a thread, one kind of run, lists in pages."""
@@ -70,6 +75,12 @@ class ThreadSystem:
         if not isinstance(answer, dict):
             raise UpstreamError("the upstream's answer names no run")
         return {**answer, "run_id": run_id_of(answer)}
+
+    def marked(self, body: dict[str, Any], mark: str) -> dict[str, Any] | None:
+        return marked(body, mark)
+
+    def marked_run(self, answer: object, mark: str) -> dict[str, Any] | None:
+        return marked_run(answer, mark)
 
     def run(self, answer: object) -> dict[str, Any]:
         return native_run(answer, self.statuses)
@@ -130,13 +141,30 @@ def native_run(answer: object, statuses: Mapping[str, str]) -> dict[str, Any]:
         "raw_status": raw,
         "model": _text(answer.get("model")),
         "instructions": _text(answer.get("instructions")),
-        "metadata": _object(renamed.get("metadata")) or {},
+        "metadata": {name: value for name, value in _metadata(answer).items() if name != MARK},
         "tools": answer["tools"] if isinstance(answer.get("tools"), list) else [],
         "usage": _usage(answer.get("usage")),
         "error": _error(answer, raw),
         "required_action": _object(answer.get("required_action")),
     }
     return run | _derived(run)
+
+
+def marked(body: dict[str, Any], mark: str) -> dict[str, Any] | None:
+    """The body of a create with a mark in its metadata; None if it has no room for one, or is none that would be taken."""
+    given = body.get("metadata")
+    metadata = {} if given is None else given
+    if not isinstance(metadata, dict) or len(metadata) >= _ENTRIES:
+        return None
+    return {**body, "metadata": {**metadata, MARK: mark}}
+
+
+def marked_run(answer: object, mark: str) -> dict[str, Any] | None:
+    """The run of a list answer that was made with this mark."""
+    for item in list_of(answer, "runs"):
+        if isinstance(item, dict) and _metadata(item).get(MARK) == mark:
+            return {"run_id": run_id_of(item), "thread_id": _thread_id(item), "status": item.get("status")}
+    return None
 
 
 def run_id_of(answer: Mapping[str, Any]) -> str:
@@ -214,6 +242,10 @@ def text_of(content: object) -> list[tuple[int, str]]:
 def _thread_id(answer: Mapping[str, Any]) -> str | None:
     found = answer.get("thread_id")
     return found if isinstance(found, str) and is_id(found) else None
+
+
+def _metadata(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return _object(answer.get("metadata")) or _object(answer.get("meta_data")) or {}
 
 
 def _text(value: object) -> str | None:

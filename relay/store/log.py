@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -45,6 +45,13 @@ class Lease:
     fence: str
 
 
+class Seen(NamedTuple):
+    """The last event of an own-seq run that is known somewhere, and the log it was in."""
+
+    seq: int = 0
+    born: str = ""
+
+
 class LogState(msgspec.Struct, frozen=True):
     """What Redis knows of a run."""
 
@@ -63,10 +70,19 @@ class LogState(msgspec.Struct, frozen=True):
     """Events up to here are known to be lost upstream too: nobody can ever have them again."""
     generation: int = 1
     """First seq of this life of an own-seq log; what has a lower one was rewritten and must be forgotten."""
+    born: str = ""
+    """Which log it is, of an own-seq run: after a flush it is another one. Empty for all other runs."""
 
     def rewritten(self, cursor: int) -> bool:
         """Whether a reader at `cursor` stands in an earlier life of the log."""
         return cursor < self.generation - 1
+
+    def lacks(self, seen: Seen) -> bool:
+        """Whether rows of an own-seq log that somebody has seen are gone, and no new generation has said so yet."""
+        if not self.born or not seen.seq or self.rewritten(seen.seq):
+            return False
+        # Seqs from the clock are given once; those of a first generation are the same in every log there was.
+        return self.last_seq < seen.seq or (self.generation == 1 and seen.born not in ("", self.born))
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -139,10 +155,11 @@ def state_of(fields: dict[str, str], last_seq: int | None = None) -> LogState:
         floor=int(fields.get("floor") or 0),
         gone=int(fields.get("gone") or 0),
         generation=int(fields.get("generation") or 1),
+        born=fields.get("born") or "",
     )
 
 
-_STATE_FIELDS = ("last_seq", "status", "sealed", "primed", "contiguous", "floor", "gone", "generation", "fence")
+_STATE_FIELDS = ("last_seq", "status", "sealed", "primed", "contiguous", "floor", "gone", "generation", "born", "fence")
 
 
 class Log:
@@ -165,10 +182,11 @@ class Log:
         self._roads: dict[RunKey, _Road] = {}
 
     # --- the owner's side -------------------------------------------------------------------------------------------
-    async def claim(self, key: RunKey, *, reopen: bool = False) -> Claim | float:
+    async def claim(self, key: RunKey, *, reopen: bool = False, seen: Seen | None = None) -> Claim | float:
         """The lease and what the log holds, or the seconds until another owner's lease ends.
 
-        A sealed run is not claimed, unless it is to be reopened because the upstream may have more of it.
+        A sealed run is not claimed, unless it is to be reopened because the upstream may have more of it. `seen`, for runs
+        whose events we number: what is known of it here. A log that lacks it has lost rows, and whoever owns it is told.
         """
         keys = (self.keys.leases(key), self.keys.run(key), self.keys.log(key), self.keys.wants(key))
         args = (
@@ -179,6 +197,7 @@ class Log:
             int(reopen),
             self._want_ms,
             self._fence,
+            *(("", "") if seen is None else seen),
         )
         try:
             answer = (await self._call("claim", [ScriptCall(self._store.scripts["claim"], keys, args)]))[0]
@@ -271,6 +290,15 @@ class Log:
         ]
         if calls:
             await self._call("want", calls)
+
+    async def note_seen(self, seen: Mapping[RunKey, tuple[Seen, str]]) -> None:
+        """What was shown here of own-seq runs whose logs seem to lack it, and their threads (empty: not known here)."""
+        script = self._store.scripts["seen"]
+        calls = [
+            ScriptCall(script, (self.keys.run(key), self.keys.log(key)), (*shown, thread_id, self._live_ms))
+            for key, (shown, thread_id) in seen.items()
+        ]
+        await self._call("seen", calls)
 
     async def scan(self, most: int) -> Scan:
         """Looks at all partitions; gives up to `most` orphans of each."""

@@ -36,10 +36,10 @@ _ELSEWHERE: Final = (exceptions.MovedError, exceptions.AskError, exceptions.Read
 
 SCRIPTS: Final = (
     "claim", "append", "seal", "renew", "release", "want", "thread", "scan", "look", "leave", "found", "standing",
-    "behind", "take", "fill", "fold", "folded",
+    "behind", "take", "fill", "fold", "folded", "seen",
 )  # fmt: skip
 
-_COUNTING: Final = frozenset(("claim", "append", "behind", "take", "fill", "fold", "folded"))
+_COUNTING: Final = frozenset(("claim", "append", "seal", "renew", "behind", "take", "fill", "fold", "folded", "seen"))
 """Scripts that compare and count seqs: seqs.lua is put before them."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
@@ -11,7 +10,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from relay.core.cursor import count_of
-from relay.core.errors import InvalidRequest, NotFound, StoreUnavailable, Unsupported
+from relay.core.errors import InvalidRequest, NotFound, Unsupported
 from relay.core.events import MAX_SEQ
 from relay.core.ids import RunKey, checked_id
 from relay.fanout.hub import Wants
@@ -36,7 +35,7 @@ _PAGES: Final = 20
 
 
 class Pumping(Wants, Protocol):
-    """Who pumps, and makes those runs whose only stream is the answer to making them."""
+    """Who pumps, and makes runs where they are kept in threads: the answer may be the only stream there will ever be."""
 
     async def create(self, upstream: OwnUpstream, thread_id: str, body: dict[str, Any]) -> dict[str, Any]: ...
 
@@ -65,7 +64,7 @@ class Runs:
 
         async def create() -> dict[str, Any]:
             if isinstance(upstream, OwnUpstream):
-                return await self._create_in_thread(upstream, thread_id, asked)
+                return await self._wants.create(upstream, thread_id, asked)
             return await upstream.read(upstream.provider.created, upstream.provider.create_run(thread_id, body or None))
 
         key = request.headers.get("Idempotency-Key")
@@ -73,17 +72,6 @@ class Runs:
         answer = await self._once.do(where, request[PRINCIPAL].name, key, body, create) if key else await create()
         self._wants.want(RunKey(upstream.name, str(answer["run_id"])))
         return json_response(answer, status=201)
-
-    async def _create_in_thread(self, upstream: OwnUpstream, thread_id: str, body: dict[str, Any]) -> dict[str, Any]:
-        provider = upstream.provider
-        if provider.streams_on_create:
-            made = await self._wants.create(upstream, thread_id, body)
-        else:
-            made = await upstream.read(provider.created, provider.create_run(thread_id, body))
-        upstream.note_thread(str(made["run_id"]), thread_id)
-        with suppress(StoreUnavailable):  # the run exists: an error now would have it made twice; its pump notes it too
-            await self._log.note_thread(RunKey(upstream.name, str(made["run_id"])), thread_id)
-        return made
 
     async def cancel(self, request: web.Request) -> web.Response:
         key = await the_run(request, self._directory)

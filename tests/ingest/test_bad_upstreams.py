@@ -19,7 +19,7 @@ import pytest
 from relay import telemetry
 from relay.core.events import FINAL_STATUS
 from relay.core.ids import RunKey
-from relay.ingest import own_pump
+from relay.ingest import own_looks
 from relay.ingest.options import IngestOptions, UpstreamOptions
 from relay.ingest.own_pump import OwnPump
 from relay.ingest.own_upstream import OwnUpstream
@@ -148,7 +148,7 @@ async def all_of(shape: str, place: str, table: dict[str, tuple[Fault, str]]) ->
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_pump, "_RETRY_AFTER_S", 0.02)
+    monkeypatch.setattr(own_looks, "RETRY_AFTER_S", 0.02)
 
 
 @pytest.mark.parametrize("shape", ["vercel", "assistants"])

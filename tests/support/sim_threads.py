@@ -66,6 +66,8 @@ class SimRun:
     chance: Random
     attach_replays: bool = True
     partial_messages: bool = True
+    no_messages: bool = False
+    """There is no such call."""
     at: int = -1
     """-1: queued; else how many steps have happened."""
     answered: set[str] = field(default_factory=set)
@@ -74,6 +76,7 @@ class SimRun:
     thread_id: str = "thread-1"
     made_at: float | None = None
     """Unix time of its creation, if that matters."""
+    metadata: dict[str, Any] | None = None
     messages_lag: int = 1
     """How many looks at the messages of a finished run find them not written yet."""
 
@@ -118,6 +121,7 @@ class SimRun:
         common = {"id": self.run_id, "thread_id": self.thread_id, "status": status, "created_at": at, "model": ""}
         run: dict[str, Any] = {**common, "started_at": at if self.at >= 0 else None, "completed_at": None}
         run |= {ended: at} if ended else {}
+        run["metadata" if numbers else "meta_data"] = self.metadata
         if status == "failed":
             run["last_error"] = {"code": "server_error", "message": "broke"}
         if numbers and self.waiting:

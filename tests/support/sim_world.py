@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any, cast
@@ -25,7 +25,7 @@ from relay.ingest.own_pump import OwnPump
 from relay.ingest.own_upstream import OwnUpstream
 from relay.providers import OWN_SEQ
 from relay.providers.contract import Ask
-from relay.store.log import Append, Claim, Lease, state_of
+from relay.store.log import Append, Claim, Lease, Seen, state_of
 from tests.support.sim_threads import SimRun, script
 
 KEY = RunKey("sim", "run-1")
@@ -33,7 +33,7 @@ OPTIONS = IngestOptions(idle_check_s=0.05, backoff_base_s=0.0001, backoff_cap_s=
 
 
 class MemoryLog:
-    """One run's stream and hash."""
+    """One run's stream and hash, as the scripts in relay/store/lua keep them, and what a loss can leave of them."""
 
     def __init__(self, chance: Random, trouble: float) -> None:
         self.chance = chance
@@ -41,20 +41,62 @@ class MemoryLog:
         self.rows: list[Event] = []
         self.fields: dict[str, str] = {}
         self.fence = 1_000_000
-        self.sealed = False
-        self.losses = 0
-        self.shown = 0
-        """The highest seq a reader was ever shown."""
+        """Redis' clock."""
+        self.life = 1
+        """Which server answers, since when."""
+        self.ever: dict[int, bytes] = {}
+        """Every event that was ever durable."""
+        self.reused: list[int] = []
+        """Seqs that were given to other events before."""
+        self.past = False
+        self.forgotten = False
+        """Nothing was left by which anybody could know that there had been events."""
+        self._past: list[tuple[list[Event], dict[str, str]]] = []
 
-    async def claim(self, key: RunKey, *, reopen: bool = False) -> Claim:
-        await asyncio.sleep(0)
-        if self.chance.random() < self.trouble:
-            raise StoreUnavailable("away")
-        self.fence += 1_000
-        self.fields["fence"] = str(self.fence)
-        fields = dict(self.fields)
-        last = self.rows[-1].seq if self.rows else 0
-        return Claim(Lease(key, "me", str(self.fence)), state_of(fields, last), fields)
+    @property
+    def last_seq(self) -> int:
+        return self.rows[-1].seq if self.rows else 0
+
+    @property
+    def generation(self) -> int:
+        return int(self.fields.get("generation", "1"))
+
+    @property
+    def sealed(self) -> bool:
+        return self.fields.get("sealed") == "1"
+
+    @property
+    def short(self) -> bool:
+        """Events of this generation were seen that are not there."""
+        seen = int(self.fields.get("seen", "0"))
+        return seen > self.last_seq and seen >= self.generation
+
+    @property
+    def born(self) -> str:
+        return self.fields.get("born", "")
+
+    def note_seen(self, seq: int, born: str) -> None:
+        if seq and born and self.born not in ("", born) and self.generation == 1:
+            seq = max(seq, self.last_seq + 1)
+        if seq > max(self.last_seq, int(self.fields.get("seen", "0"))) and seq >= self.generation:
+            self.fields["seen"] = str(seq)
+
+    async def claim(self, key: RunKey, *, reopen: bool = False, seen: Seen | None = None) -> Claim:
+        await self._may_be_away()
+        if seen is not None:
+            self.note_seen(*seen)
+        if self.sealed and self.rows and not self.short:
+            return Claim(None, state_of(dict(self.fields), self.last_seq), dict(self.fields))
+        self.fence = max(self.fence + 1_000, int(self.fields.get("fence", "0")) + 1)
+        if self.fields.get("life", str(self.life)) != str(self.life):
+            self.fields["doubt"] = "1"
+        self.fields |= {"life": str(self.life), "fence": str(self.fence)}
+        self.fields.setdefault("born", str(self.fence))
+        gone = ("sealed",) if self.rows else ("sealed", "primed", "floor", "gone", "last_seq", "status")
+        for name in gone:
+            self.fields.pop(name, None)
+        self._note()
+        return Claim(Lease(key, "me", str(self.fence)), state_of(dict(self.fields), self.last_seq), dict(self.fields))
 
     async def append(self, append: Append) -> None:
         """As `Committer.append`: before it, after it, or not at all may Redis be away."""
@@ -62,37 +104,88 @@ class MemoryLog:
         dice = self.chance.random()
         if dice < self.trouble / 2:
             raise StoreUnavailable("away before")
-        if self.fields.get("fence") != append.lease.fence or append.prev != (self.rows[-1].seq if self.rows else 0):
-            raise LogMoved("moved")
+        self._refuse(append.lease, append.prev, {**self.fields, **append.fields})
+        for event in append.events:
+            if self.ever.setdefault(event.seq, event.json) != event.json:
+                self.reused.append(event.seq)
         self.rows += append.events
         self.fields |= append.fields
-        self.shown = max([self.shown, *(event.seq for event in append.events)])
+        self._note()
         if dice > 1 - self.trouble / 2:
             raise StoreUnavailable("away after")
 
     async def seal(self, lease: Lease, *, prev: int, status: str) -> None:
-        if prev != (self.rows[-1].seq if self.rows else 0):
+        self._refuse(lease, prev, self.fields)
+        self.fields |= {"status": status, "sealed": "1"}
+        self._note()
+
+    def _refuse(self, lease: Lease, prev: int, fields: dict[str, str]) -> None:
+        if self.fields.get("fence") != lease.fence or prev != self.last_seq:
             raise LogMoved("moved")
-        self.sealed = True
-        self.fields["status"] = status
+        if prev < int(fields.get("seen", "0")) >= int(fields.get("generation", "1")):
+            raise LogMoved("more was seen")
 
     async def note_past(self, key: RunKey, thread_id: str) -> None:
-        await asyncio.sleep(0)
+        await self._may_be_away()
+        self.past = True
 
     async def has_past(self, key: RunKey) -> bool:
-        return False
+        await self._may_be_away()
+        return self.past
+
+    async def _may_be_away(self) -> None:
+        await asyncio.sleep(0)
+        if self.chance.random() < self.trouble:
+            raise StoreUnavailable("away")
 
     async def thread_of(self, key: RunKey) -> str:
         return "thread-1"
 
+    # --- losses -----------------------------------------------------------------------------------------------------
+    def _note(self) -> None:
+        self._past.append((list(self.rows), dict(self.fields)))
+
     def lose(self) -> None:
-        """A flush, rows without their hash, or a replica that lagged behind (rows and hash as they once were)."""
-        self.losses += 1
-        kind = self.chance.choice(["flush", "hash", "rows"])
-        if kind != "hash":
+        """A flush, rows without their hash or the hash without its rows; or a replica that lagged behind takes over."""
+        kind = self.chance.choice(["flush", "hash", "rows", "lag", "lag", "lag"])
+        if kind == "lag":
+            self._fail_over()
+        if kind in ("flush", "rows"):
             self.rows.clear()
-        if kind != "rows":
+        if kind in ("flush", "hash"):
             self.fields.clear()
+        self.past = self.past and kind != "flush"
+        self.forgotten = self.forgotten or not (self.rows or "life" in self.fields)
+
+    def _fail_over(self) -> None:
+        behind = min(self.chance.choice([0, 1, 1, 2, 4, 9, 30]), len(self._past))
+        del self._past[len(self._past) - behind :]
+        self.rows, self.fields = (list(self._past[-1][0]), dict(self._past[-1][1])) if self._past else ([], {})
+        self.life += 1
+
+
+class Reader:
+    """A viewer in another process: what its follower reads, is told, and says."""
+
+    def __init__(self) -> None:
+        self.cursor = 0
+        self.born = ""
+        """The log in which that is."""
+        self.got: list[Event] = []
+        self.resets = 0
+
+    def read(self, log: MemoryLog) -> None:
+        if log.generation - 1 > self.cursor:
+            self.resets += self.cursor > 0
+            self.cursor = log.generation - 1
+            self.got.clear()
+        self.got += [event for event in log.rows if event.seq > self.cursor]
+        self.cursor = max(self.cursor, log.last_seq)
+        self.born = self.born or log.born
+
+    def check(self, log: MemoryLog) -> None:
+        """As the follower once a second: a log that ends before what was shown has lost rows, and its owner must know."""
+        log.note_seen(self.cursor, self.born)
 
 
 class SimUpstream(OwnUpstream):
@@ -115,6 +208,8 @@ class SimUpstream(OwnUpstream):
 
     def _answer(self, path: str) -> Any:
         assistants = self.run.shape == "assistants"
+        if path.endswith("/messages") and self.run.no_messages:
+            raise NotFound("no such call")
         if path.endswith("/messages"):
             return {"data": self.run.messages(), "has_more": False} if assistants else self.run.messages()
         if path.endswith("/steps"):
@@ -170,12 +265,14 @@ class World:
         provider = "openai" if shape == "assistants" else "seekrflow"
         self.sim = SimRun(script(self.chance, asks=shape == "assistants"), shape, self.chance)
         self.sim.attach_replays = self.chance.random() < 0.7
+        self.sim.no_messages = self.chance.random() < 0.1
         self.sim.partial_messages = self.chance.random() < 0.5
         self.log = MemoryLog(self.chance, trouble)
         self.upstream = SimUpstream(self.sim, provider, self.chance, trouble)
         self.trouble = trouble
         self.losses = losses
         self.created = shape == "assistants" and self.chance.random() < 0.7
+        self.readers = [Reader() for _ in range(3)]
 
     async def run(self) -> None:
         intake = None
@@ -187,22 +284,37 @@ class World:
                 await intake.created()
             except RelayError:
                 intake = None
-        while not self.log.sealed:
+        while not self._over():
             pump = OwnPump(
                 KEY, self.upstream, cast(Any, self.log), cast(Any, self.log), OPTIONS, 2**20,
-                intake=intake, shown=lambda _: self.log.shown,
+                intake=intake, shown=self._shown_here(),
             )  # fmt: skip
             intake = None
             await self._pump_until_it_crashes(pump)
 
+    def _shown_here(self) -> Callable[[RunKey], Seen]:
+        """What viewers in the pump's own process have seen: it may have none."""
+        here = self.readers[0] if self.chance.random() < 0.5 else None
+        return lambda _: Seen(here.cursor, here.born) if here is not None else Seen()
+
+    def _over(self) -> bool:
+        """Sealed, and nobody has seen more than there is."""
+        for reader in self.readers if self.log.sealed else ():
+            reader.check(self.log)
+        return self.log.sealed and not self.log.short
+
     async def _pump_until_it_crashes(self, pump: OwnPump) -> None:
         task = asyncio.create_task(pump.run())
         while not task.done():
-            for _ in range(self.chance.randint(5, 400)):
+            for _ in range(self.chance.randint(5, 120 if self.losses else 400)):
                 await asyncio.sleep(0)
+                if self.chance.random() < 0.02:
+                    self._readers_read()
             if self.losses and not self.log.sealed and self.chance.random() < 0.3:
                 self.losses -= 1
                 self.log.lose()
+                if self.chance.random() < 0.5:
+                    break  # the owner and the rows at once
                 pump.interrupt()
             elif self.trouble and self.chance.random() < 0.3:
                 break
@@ -211,6 +323,13 @@ class World:
         await asyncio.gather(task, return_exceptions=True)
         if task.done() and not task.cancelled():
             task.result()
+
+    def _readers_read(self) -> None:
+        reader = self.chance.choice(self.readers)
+        if self.chance.random() < 0.3:
+            reader.check(self.log)
+        else:
+            reader.read(self.log)
 
     # --- what must be true of the log -------------------------------------------------------------------------------
     def check(self) -> None:
@@ -227,7 +346,18 @@ class World:
         times = [body["created_at"] for body in bodies]
         assert times == sorted(times)
         self._check_tools(bodies)
-        assert text_of(bodies) == _joined(self.sim.script.messages)
+        gaps = [kind for kind in kinds if kind == "run.gap"]
+        assert gaps == kinds[-2:-1] if self.sim.no_messages else not gaps, "told once, right before the end"
+        assert self.sim.no_messages or text_of(bodies) == _joined(self.sim.script.messages)
+        self._check_readers(mine)
+
+    def _check_readers(self, mine: list[Event]) -> None:
+        """Nobody is left with events of two lives; and no seq is given twice, unless nothing is left to know it by."""
+        for reader in self.readers:
+            reader.read(self.log)
+            assert [event.seq for event in reader.got] == [event.seq for event in mine]
+            assert [event.json for event in reader.got] == [event.json for event in mine], "same seq, other content"
+        assert self.log.forgotten or not self.log.reused
 
     def _check_tools(self, bodies: list[dict[str, Any]]) -> None:
         seen = {

@@ -24,7 +24,7 @@ class Fault:
     body: str | None = None
     content_type: str = "application/json"
     cut_after: int | None = None
-    """Pieces of a stream until the connection is cut."""
+    """Pieces of a stream until the connection is cut; for an answer in one piece, cut instead of it."""
     headers: dict[str, str] | None = None
 
 
@@ -59,6 +59,9 @@ class ThreadServer:
         """Whether a thread says which run it is busy with."""
         self.key: str | None = None
         """The only `Authorization` that is let in."""
+        self.left = 0
+        """Streams whose reader went away before their end."""
+        self.keeps_metadata = True
         self._prefix = prefix
 
     async def __aenter__(self) -> ThreadServer:
@@ -126,8 +129,12 @@ class ThreadServer:
         if kind in ("runs", "stream", "vercel") and self.next_run is not None:
             run, self.next_run = self.next_run, None
             self.runs[run.run_id] = run
+            run.metadata = body.get("metadata") if self.keeps_metadata else None
             if kind != "runs" or (run.shape == "assistants" and body.get("stream")):
                 return await self._stream(request, run, fault, from_start=True)
+            if fault.cut_after is not None:
+                assert request.transport is not None
+                request.transport.abort()
             return web.json_response({"run_id": run.run_id, "thread_id": run.thread_id, "status": "queued"})
         found = self._run(request.path)
         if kind == "submit_tool_outputs" and found is not None:
@@ -151,6 +158,9 @@ class ThreadServer:
                     request.transport.abort()
                     break
                 await response.write(piece)
+        except ConnectionError:
+            self.left += 1
+            raise
         finally:
             self.streams -= 1
         return response
@@ -161,7 +171,7 @@ class ThreadServer:
         if "runs" in parts and len(parts) > at + 3:
             run = self.runs.get(parts[at + 3])
         else:
-            run = next((one for one in self.runs.values() if one.thread_id == parts[at + 1]), None)
+            run = next((one for one in reversed(self.runs.values()) if one.thread_id == parts[at + 1]), None)
         return run if run is not None and run.thread_id == parts[at + 1] else None
 
 

@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 import redis as sync_redis
 
+from relay.app import App
 from relay.core.ids import RunKey
 from relay.core.options import Secret
 from relay.ingest.options import UpstreamOptions
@@ -104,7 +105,8 @@ async def test_a_run_made_here_streams(redis_url: str) -> None:
                 assert (await response.json())["run_id"] == "run-1"
             journal = await watch(relay)
             whole(journal)
-            assert server.bodies[0] == {"assistant_id": "a", "stream": True}
+            mark = server.bodies[0].pop("metadata")
+            assert (server.bodies[0], mark.keys()) == ({"assistant_id": "a", "stream": True}, {"relay_mark"})
             deltas = [event for event in journal.events if event["type"] == "message.delta"]
             assert len(deltas) >= 4
             assert not any(event.get("synthesized") for event in deltas)
@@ -209,6 +211,56 @@ async def test_a_flush_begins_a_new_generation_and_readers_are_told(own_redis: E
         ) as response:
             page = await response.json()
         assert (page["reset"]["reason"], page["snapshot"], page["events"]) == ("rewritten", snapshot, [])
+
+
+@asynccontextmanager
+async def member(server: ThreadServer, redis: EmbeddedServer, *, runs: int) -> AsyncIterator[RunningRelay]:
+    """One of several relays on one Redis; with no `runs` it only has viewers."""
+    settings = settings_for(server.url, ingest={"lease_s": 1.0, "runs": runs}, redis={"prefix": "team"})
+    upstream = UpstreamOptions("main", "seekrflow", server.url, poll_s=0.05)
+    app = App(
+        replace(settings, upstreams=(upstream,)), redis.url, "a-test-secret-of-at-least-32-characters", lambda: True
+    )
+    stop, started = asyncio.Event(), asyncio.Event()
+    async with asyncio.TaskGroup() as tasks, aiohttp.ClientSession() as session:
+        tasks.create_task(app.run(stop, lambda _: started.set()))
+        await started.wait()
+        yield RunningRelay(app, session)
+        stop.set()
+
+
+@pytest.mark.parametrize("loss", ["failover", "flush"])
+async def test_the_next_owner_hears_what_viewers_elsewhere_have_seen(own_redis: EmbeddedServer, loss: str) -> None:
+    """Rows and their owner are lost at once, and who takes over has no viewers: those of another process miss nothing."""
+    run = hello(partial_messages=False)
+    run.chance.randint = lambda low, high: low  # type: ignore[method-assign]  # the run stands still
+    run.at = 2
+    names = [named(RunKey("main", "run-1")) for keys in [Keys("team", 64)] for named in (keys.log, keys.run)]
+    async with ThreadServer(run) as server, member(server, own_redis, runs=0) as watching:
+        viewer = asyncio.create_task(watch(watching))
+        with sync_redis.Redis.from_url(own_redis.url) as raw:
+            async with member(server, own_redis, runs=5):
+                await until(lambda: raw.xlen(names[0]) >= 2)
+                as_it_was = [raw.dump(name) for name in names]
+                run.at = 5
+                await until(lambda: raw.xlen(names[0]) >= 6)
+                await asyncio.sleep(0.5)  # its viewer has seen them
+            raw.delete(*names)
+            for name, value in zip(names, as_it_was if loss == "failover" else (), strict=False):
+                raw.restore(name, 0, value)
+            if loss == "failover":
+                raw.execute_command("REPLICAOF", "127.0.0.1", "1")
+                raw.execute_command("REPLICAOF", "NO", "ONE")
+        del run.chance.randint  # from here on it is told in other pieces
+        async with member(server, own_redis, runs=5):
+            journal = await viewer
+    resets = [data for name, data in journal.notices if name == "relay.reset"]
+    assert [one["reason"] for one in resets] == ["rewritten"]
+    before = [event for event in journal.events if event["seq"] <= resets[0]["to_seq"]]
+    assert len(before) >= 5, "it had seen what was lost"
+    rest = journal.events[len(before) :]
+    assert [event["seq"] for event in rest] == [resets[0]["to_seq"] + 1 + i for i in range(len(rest))]
+    assert text_of(rest).decode("utf-16-le") == "Hello, world! And more."
 
 
 async def test_a_run_fetched_again_after_its_log_expired_is_a_new_generation(redis_url: str) -> None:
@@ -458,7 +510,7 @@ async def test_a_run_made_with_its_stream_is_named_by_its_thread(
     async with ThreadServer() as server:
         run = server.next_run = hello(shape=shape, partial_messages=False)
         run.made_at = time.time()
-        server.tells_active = tells_active
+        server.tells_active, server.keeps_metadata = tells_active, False
         async with relay_for(server, "seekrflow", redis_url, create=create) as relay:
             status, body = await ask(relay, "POST", "/v1/threads/thread-1/runs", {"agent_id": "a"})
             assert (status, body["run_id"], body["thread_id"]) == (201, "run-1", "thread-1")
@@ -466,7 +518,7 @@ async def test_a_run_made_with_its_stream_is_named_by_its_thread(
             whole(journal)
             assert server.asked[0][:2] == ("POST", f"/v1/threads/thread-1/{create}")
             assert server.asked[0][2]["Accept"] == "text/event-stream"
-            assert server.bodies == [{"agent_id": "a"}]
+            assert [body.keys() for body in server.bodies] == [{"agent_id", "metadata"}]
             assert not any(event.get("synthesized") for event in journal.events), "all of it came from the stream"
             assert server.count("attach") == 0
 
@@ -490,10 +542,10 @@ async def test_a_run_that_nothing_names_is_not_guessed(redis_url: str) -> None:
         run.made_at = time.time()
         other = server.runs["run-2"] = hello()
         other.run_id, other.made_at = "run-2", time.time()
-        server.tells_active = False
+        server.tells_active = server.keeps_metadata = False
         async with relay_for(server, "seekrflow", redis_url, create="runs/stream/vercel") as relay:
             status, body = await ask(relay, "POST", "/v1/threads/thread-1/runs", {})
-            assert (status, body["code"]) == (502, "upstream.error")
+            assert (status, body["code"]) == (503, "upstream.unavailable"), "it exists, so it must not be made again"
             assert "which run" in body["message"]
             await until(lambda: not server.streams)
 

@@ -1,12 +1,13 @@
 -- Make events durable. Lua does not roll back, so everything is checked before the first write.
 -- KEYS log, run, bell.  ARGV owner, fence, prev, live_ms, cap, n_fields, {field, value}.., {seq, type, json}..
--- Answers 'OK', 'FENCED' (another owner writes now) or 'LOST' (the log's end is not `prev`, or the run's state is gone).
+-- Answers 'OK', 'FENCED' (another owner writes now) or 'LOST' (the log's end is not `prev`, the run's state is gone, or more
+-- was seen of it than there is).
 -- A log beyond `cap` loses its head. What can be fetched from nobody again (own seq, so without holes) must be folded first.
 local function may_trim(run, at, cap)
   if redis.call('HEXISTS', run, 'ingest_cursor') == 0 then return true end
   return tonumber(redis.call('HGET', run, 'fold_seq') or 0) >= tonumber(at) - cap
 end
-local held = redis.call('HMGET', KEYS[2], 'owner', 'fence', 'sealed')
+local held = redis.call('HMGET', KEYS[2], 'owner', 'fence', 'seen', 'generation')
 if not held[1] then return 'LOST' end
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then return 'FENCED' end
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
@@ -14,6 +15,11 @@ local last_id = last[1] and last[1][1] or '0-0'
 if last_id ~= ARGV[3] .. '-0' then return 'LOST' end
 local fields = tonumber(ARGV[6])
 local first = 7 + 2 * fields
+local generation = held[4]
+for i = 7, first - 1, 2 do
+  if ARGV[i] == 'generation' then generation = ARGV[i + 1] end
+end
+if short(held[3], generation, ARGV[3]) then return 'LOST' end
 local at = ARGV[3]
 for i = first, #ARGV, 3 do
   local seq = ARGV[i]

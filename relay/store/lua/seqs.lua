@@ -5,6 +5,11 @@ local function before(seq)
   if not digit then return '0' end
   return string.match(rest .. (digit - 1) .. string.rep('9', #zeros), '^0*(%d+)$')
 end
+local function after(seq)
+  local rest, digit, nines = string.match(seq, '^(%d-)([0-8])(9*)$')
+  if not digit then return '1' .. string.rep('0', #seq) end
+  return rest .. (digit + 1) .. string.rep('0', #nines)
+end
 local function seq_of(entries) return entries[1] and string.match(entries[1][1], '^(%d+)-') or '0' end
 -- The log does not hold what lies up to here. A run whose seqs have no holes starts at 1, so its log says so itself,
 -- whatever the hash says or has lost; only where holes were confirmed is a late start no sign of anything.
@@ -29,4 +34,19 @@ local function fields_of(run)
     if flat[i] == 'fold' then flat[i + 1] = '' end
   end
   return flat
+end
+-- Somebody was shown events of an own-seq run that its log does not hold, and of this very generation: rows were lost, and
+-- only a new generation above them may be written.
+local function short(seen, generation, last_seq)
+  return seen and less(last_seq, seen) and not less(seen, generation or '1')
+end
+-- `born` is the log in which it was seen, if that is known: another one knows nothing of it, however long it is by now
+-- (later generations are numbered by the clock, so what is seen of them is seen of no other log).
+local function note_seen(run, last_seq, seq, born)
+  local known = redis.call('HMGET', run, 'seen', 'generation', 'born')
+  local other = born ~= '' and known[3] and known[3] ~= born and (known[2] or '1') == '1'
+  if other and seq ~= '0' and not less(last_seq, seq) then seq = after(last_seq) end
+  if not short(seq, known[2], last_seq) or not less(known[1] or '0', seq) then return false end
+  redis.call('HSET', run, 'seen', seq)
+  return true
 end

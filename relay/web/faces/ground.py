@@ -9,14 +9,13 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from relay.core.errors import NotFound, RelayError, StoreUnavailable, Unsupported, UpstreamUnavailable
+from relay.core.errors import NotFound, RelayError, Unsupported, UpstreamUnavailable
 from relay.core.events import FINAL_STATUS, MOVING_STATUS, TERMINAL, Event, decode, encode
 from relay.core.faces import FaceWire, Fold
 from relay.core.filters import Types
@@ -166,7 +165,7 @@ class Ground:
 
         async def create() -> dict[str, Any]:
             if isinstance(upstream, OwnUpstream):
-                return await self._create_in_thread(upstream, thread_id, decode(words) if words else {})
+                return await self.wants.create(upstream, thread_id, decode(words) if words else {})
             return await upstream.read(upstream.provider.created, upstream.provider.create_run(thread_id, words))
 
         async def busy_with() -> dict[str, Any] | None:
@@ -190,17 +189,6 @@ class Ground:
         key = RunKey(upstream.name, str(answer["run_id"]))
         self.wants.want(key)
         return key, answer
-
-    async def _create_in_thread(self, upstream: OwnUpstream, thread_id: str, body: dict[str, Any]) -> dict[str, Any]:
-        provider = upstream.provider
-        if provider.streams_on_create:
-            made = await self.wants.create(upstream, thread_id, body)
-        else:
-            made = await upstream.read(provider.created, provider.create_run(thread_id, body))
-        upstream.note_thread(str(made["run_id"]), thread_id)
-        with suppress(StoreUnavailable):  # the run exists: an error now would have it made twice; its pump notes it too
-            await self.log.note_thread(RunKey(upstream.name, str(made["run_id"])), thread_id)
-        return made
 
     # --- acting -----------------------------------------------------------------------------------------------------
     async def cancel(self, key: RunKey, last_seen_seq: int) -> None:
