@@ -53,14 +53,13 @@ class OwnTenure(Tenure):
     # --- what a claim finds -----------------------------------------------------------------------------------------
     async def _claim(self) -> Claim | float:
         """Says what is known here, to another owner too: a log that lacks it has lost rows."""
-        shown, written = self._shown(self.key), Seen(max(self._highest, self.durable_seq), self._born)
-        return await self._log.claim(self.key, seen=max(shown, written))
+        return await self._log.claim(self.key, seen=max(self._shown(self.key), Seen(self._highest, self._born)))
 
     async def _begin(self, claim: Claim) -> None:
         """Go on from what is durable: what this pump remembers if that agrees, else what the log and its cursor say."""
         at, known, pending = claim.state.last_seq, self.durable_seq, self._pending
         seen, doubt = int(claim.fields.get("seen") or 0), claim.fields.get("doubt") == "1"
-        self._highest, self._born = max(self._highest, known), claim.state.born
+        self._born = claim.state.born
         self._pending = None
         made = Assembler.restored(self.key.run_id, claim.fields, named_parts=self._named_parts)
         true = made is not None and made.head.seq == at
@@ -72,7 +71,7 @@ class OwnTenure(Tenure):
         if ours and pending is not None:
             await self._append(*pending)  # it had not come through, or changes nothing when done again
         elif through:
-            self.durable_seq = at
+            self._knows(at)
         elif ours:
             pass
         elif made is not None and true and whole and not doubt:
@@ -87,7 +86,7 @@ class OwnTenure(Tenure):
 
     async def _go_on(self, made: Assembler, claim: Claim) -> None:
         self._made = made
-        self.durable_seq = claim.state.last_seq
+        self._knows(claim.state.last_seq)
         last_seq = max(made.head.generation - 1, claim.state.last_seq)
         self._run = Run(self.key.run_id, last_seq=last_seq, status=claim.state.status)
         self._begun = True
@@ -135,6 +134,10 @@ class OwnTenure(Tenure):
         self._pending, self._whole = (events, fields), True
         await self._committer.append(Append(self.lease, self.durable_seq, events, fields))
         self._pending = None
+        self._knows(last_seq)
+
+    def _knows(self, last_seq: int) -> None:
+        """The log ends here, and should it ever end before, it has lost rows; also those that were only taken over."""
         self.durable_seq = last_seq
         self._highest = max(self._highest, last_seq, self._made.head.generation - 1)
 

@@ -49,6 +49,7 @@ class MemoryLog:
         self.reused: list[int] = []
         """Seqs that were given to other events before."""
         self.past = False
+        self.losses = 0
         self.forgotten = False
         """Nothing was left by which anybody could know that there had been events."""
         self._past: list[tuple[list[Event], dict[str, str]]] = []
@@ -138,8 +139,8 @@ class MemoryLog:
         if self.chance.random() < self.trouble:
             raise StoreUnavailable("away")
 
-    async def thread_of(self, key: RunKey) -> str:
-        return "thread-1"
+    async def thread_of(self, key: RunKey) -> str | None:
+        return self.fields.get("thread_id")
 
     # --- losses -----------------------------------------------------------------------------------------------------
     def _note(self) -> None:
@@ -147,6 +148,7 @@ class MemoryLog:
 
     def lose(self) -> None:
         """A flush, rows without their hash or the hash without its rows; or a replica that lagged behind takes over."""
+        self.losses += 1
         kind = self.chance.choice(["flush", "hash", "rows", "lag", "lag", "lag"])
         if kind == "lag":
             self._fail_over()
@@ -186,6 +188,8 @@ class Reader:
     def check(self, log: MemoryLog) -> None:
         """As the follower once a second: a log that ends before what was shown has lost rows, and its owner must know."""
         log.note_seen(self.cursor, self.born)
+        if log.losses:
+            log.fields.setdefault("thread_id", "thread-1")
 
 
 class SimUpstream(OwnUpstream):
@@ -276,6 +280,7 @@ class World:
 
     async def run(self) -> None:
         intake = None
+        self.upstream.note_thread(KEY.run_id, "thread-1")
         if self.created:
             ask = self.upstream.provider.create_run("thread-1", {})
             intake = Intake(self.upstream, ask, event_bytes=2**20)
@@ -291,6 +296,8 @@ class World:
             )  # fmt: skip
             intake = None
             await self._pump_until_it_crashes(pump)
+            if self.log.rows:
+                self.upstream._threads.clear()  # another process goes on, which knows what the log says
 
     def _shown_here(self) -> Callable[[RunKey], Seen]:
         """What viewers in the pump's own process have seen: it may have none."""
