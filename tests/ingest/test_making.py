@@ -12,11 +12,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
 import redis as sync_redis
 
+from relay import telemetry
 from relay.core.errors import RelayError, UpstreamError, UpstreamUnavailable
 from relay.core.ids import RunKey
 from relay.ingest import making
@@ -158,8 +160,11 @@ async def test_a_stream_that_cannot_be_read_ends_nothing_else(redis_url: str, mo
     async with ThreadServer() as server, bench(server, redis_url) as relay:
         server.next_run = hello(shape="assistants")
         monkeypatch.setattr(type(relay.upstream.provider), "created_in", broken)
+        crashes = Mock()  # other tests look at the real one
+        monkeypatch.setattr(telemetry, "PUMP_CRASHES", crashes)
         await relay.create()
         whole(await relay.told())
+        crashes.inc.assert_called_once_with()
 
 
 # --- an answer that was lost ------------------------------------------------------------------------------------------

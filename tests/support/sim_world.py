@@ -48,6 +48,8 @@ class MemoryLog:
         """Every event that was ever durable."""
         self.reused: list[int] = []
         """Seqs that were given to other events before."""
+        self.thread_id: str | None = "thread-1"
+        """What is known of it beside the log, if anything is."""
         self.past = False
         self.losses = 0
         self.forgotten = False
@@ -140,7 +142,7 @@ class MemoryLog:
             raise StoreUnavailable("away")
 
     async def thread_of(self, key: RunKey) -> str | None:
-        return self.fields.get("thread_id")
+        return self.fields.get("thread_id") or self.thread_id
 
     # --- losses -----------------------------------------------------------------------------------------------------
     def _note(self) -> None:
@@ -281,6 +283,7 @@ class World:
     async def run(self) -> None:
         intake = None
         self.upstream.note_thread(KEY.run_id, "thread-1")
+        self.log.thread_id = None
         if self.created:
             ask = self.upstream.provider.create_run("thread-1", {})
             intake = Intake(self.upstream, ask, event_bytes=2**20)
