@@ -70,6 +70,20 @@ def test_each_of_its_ways_to_make_a_run_is_one(provider: OwnSeqProvider) -> None
         assert not made.streams_on_create or said is not None or made.thread("t-1") is not None
 
 
+def test_a_marked_run_is_found_by_its_mark_and_no_other_is(provider: OwnSeqProvider) -> None:
+    body = provider.marked({"a": 1}, "m-1")
+    if body is None:
+        return  # a system without a place for it: such a run is not looked for
+    kept = {name: value for name, value in body.items() if name != "a"}
+    rows = [{"id": "r-2", "status": "running"}, {"id": "r-1", "status": "running", **kept}]
+    for answer in (rows, {"data": rows}):
+        with contextlib.suppress(UpstreamError):
+            found = provider.marked_run(answer, "m-1")
+            assert found is not None
+            assert found["run_id"] == "r-1"
+            assert provider.marked_run(answer, "m-2") is None
+
+
 @given(
     answer=st.none() | st.integers() | st.dictionaries(st.just("active_run_id"), st.none() | st.text() | st.integers())
 )
