@@ -106,8 +106,7 @@ class Plain(Protocol):
     def ready(self) -> bool: ...
     @property
     def full(self) -> bool: ...
-    @property
-    def write(self) -> Callable[[bytes], None]: ...
+    def put(self, data: bytes) -> None: ...
     async def drained(self) -> None: ...
     def attend(self, listener: Flow | None) -> None: ...
     def abort(self) -> None: ...
@@ -146,9 +145,11 @@ class Compressed:
     def full(self) -> bool:
         return self._below.full
 
-    def write(self, data: bytes) -> None:
+    def put(self, data: bytes) -> None:
         if data and not self._below.closing:
             self._put(self._encoder.piece(data))
+
+    write = put
 
     def complete(self) -> None:
         """What makes the body whole; only for a proper end."""
@@ -161,7 +162,7 @@ class Compressed:
         self._below.part()
 
     def _put(self, data: bytes) -> None:
-        self._below.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        self._below.put(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
 
 class CarrierCompressed(Compressed):

@@ -38,6 +38,10 @@ class TransportConnection:
         self._http_1_1 = request.version >= (1, 1)
         self.write: Callable[[bytes], None] = self._transport.write
 
+    def put(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
     @property
     def closing(self) -> bool:
         return self._transport.is_closing()

@@ -93,7 +93,7 @@ async def deliver(request: web.Request, answer: EventStream) -> web.StreamRespon
         finish = response.write_eof
         if answer.coding:
             connection = coded = Compressed(TransportConnection(request), answer.coding, chunked=response.chunked)
-            coded.write(answer.wire.unframed_ping)
+            coded.put(answer.wire.unframed_ping)
             finish = partial(_end_coded, coded, response)
         stream = answer.stream(connection)
         try:
@@ -123,10 +123,10 @@ async def carry(
         if answer.stay_s and end is not None:
             await stream.linger(answer.stay_s)
         if end is not None:
-            connection.write(answer.wire.notice(end))
+            connection.put(answer.wire.notice(end))
         await finish()
     except Farewell as farewell:
-        connection.write(last_words(answer.wire, farewell.goodbye, answer.options))
+        connection.put(last_words(answer.wire, farewell.goodbye, answer.options))
         connection.part()
     except ConnectionError:
         connection.abort()

@@ -57,7 +57,7 @@ async def respond(
     """SSE, until every run that `feed` added has ended and it adds no more."""
     response = await _open(request, headers, coding)
     connection, wire = _connected(request, coding, chunked=response.chunked)
-    connection.write(wire.ping)
+    connection.put(wire.ping)
     multiplex = Multiplex(connection, "many-sse", options, tally, chunked=wire.chunked, expires_at=expires_at)
     try:
         with pulse.beating(multiplex, multiplex.form):
@@ -66,7 +66,7 @@ async def respond(
             connection.complete()
         await response.write_eof()
     except Farewell as farewell:
-        connection.write(wire.wrap(_last_words(multiplex, farewell.goodbye, options)))
+        connection.put(wire.wrap(_last_words(multiplex, farewell.goodbye, options)))
         connection.part()
     except ConnectionError:
         connection.abort()
@@ -164,7 +164,7 @@ async def _speak(
         await multiplex.run()
     except Farewell as farewell:
         goodbye = farewell.goodbye
-        connection.write(_last_words(multiplex, goodbye, options))
+        connection.put(_last_words(multiplex, goodbye, options))
         await socket.close(code=goodbye.websocket, message=goodbye.text.encode())
 
 

@@ -361,7 +361,7 @@ class Multiplex:
         self._put(self._wire.wrap(data))
 
     def _put(self, data: bytes) -> None:
-        self._connection.write(data)
+        self._connection.put(data)
         self._written += len(data)
         self._written_at = time.monotonic()
 

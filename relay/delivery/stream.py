@@ -51,6 +51,9 @@ class Connection(Protocol):
 
     @property
     def write(self) -> Callable[[bytes], None]:
+        """The transport's own, for crowds: never waits. Once the client is gone it may raise (uvloop's does)."""
+
+    def put(self, data: bytes) -> None:
         """Never waits, never raises; of no effect when the client is gone."""
 
     async def drained(self) -> None:
@@ -350,7 +353,7 @@ class Stream:
         self._written += len(data)
         self._base += len(data)
         self._written_at = time.monotonic()
-        self.write(data)
+        self._connection.put(data)
 
     def _tell_position(self) -> None:
         """Events were filtered out: move the cursor the client would resume from, at most once a second."""

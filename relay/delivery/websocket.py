@@ -69,9 +69,9 @@ async def _speak(
     try:
         end = await stream.run()
         if end is not None:
-            connection.write(answer.wire.notice(end))
+            connection.put(answer.wire.notice(end))
         code, text = ENDED_CODE, "ended" if end is not None else "as asked"
     except Farewell as farewell:
-        connection.write(last_words(answer.wire, farewell.goodbye, answer.options))
+        connection.put(last_words(answer.wire, farewell.goodbye, answer.options))
         code, text = farewell.goodbye.websocket, farewell.goodbye.text
     await socket.close(code=code, message=text.encode())

@@ -255,7 +255,7 @@ class Connection(BaseProtocol):
             return
         self.write(head)
         coded = CarrierCompressed(self, answer.coding, chunked=self._http_1_1)
-        coded.write(answer.wire.ping)
+        coded.put(answer.wire.ping)
         await Viewer(answer, coded, self._slim.spawn).work()
 
     async def _reply(self, request: web.Request, answer: web.StreamResponse) -> None:
@@ -281,6 +281,10 @@ class Connection(BaseProtocol):
             self._slim.arrivals.take(self._read)
 
     # --- what a stream wants of its connection ----------------------------------------------------------------------
+    def put(self, data: bytes) -> None:
+        if not self.closing:
+            self.write(data)
+
     @property
     def closing(self) -> bool:
         return self.transport is None or self.transport.is_closing()

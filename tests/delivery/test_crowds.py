@@ -55,6 +55,8 @@ class FakeConnection:
             if self._flow is not None:
                 self._flow.paused()
 
+    put = write
+
     def taken(self) -> None:
         """The client has read everything."""
         self._held = 0
