@@ -265,7 +265,7 @@ async def test_a_new_generation_is_announced_and_its_snapshot_follows(world: Wor
         for subscription in (reader, plain):
             reset = await subscription.read_back()
             assert isinstance(reset, Notice)
-            assert reset.data == {"from_seq": old[-1].seq + 1, "to_seq": first - 1, "reason": "rewritten"}
+            assert reset.data == {"from_seq": 1, "to_seq": first - 1, "reason": "rewritten"}
         body, _ = snapshot_of(await first_frame(reader))
         assert (body["since_seq"], body["as_of_seq"]) == (first - 1, new[-1].seq)
         assert body == shown(new, Fold(first - 1))
