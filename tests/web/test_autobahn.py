@@ -2,8 +2,8 @@
 
 What is echoed goes out as events do: framed and compressed by `core.wires` and `core.deflate`, written to the transport.
 The result is written down here: a case that is not listed must pass, and one that is must go on failing as it does.
-`RELAY_TEST_AUTOBAHN=all` adds limits and performance (9.*). Compression (12.*, 13.*) is left out: the cases of kosoku 0.1
-break there themselves, before they send a byte; the real `websockets` client reads what we compress (tests/core/test_deflate.py).
+`RELAY_TEST_AUTOBAHN=all` adds limits and performance (9.*). Compression (12.*, 13.*) is left out: kosoku 0.1's own code
+breaks in them, before they send a byte; `websockets` reads what we compress (tests/core/test_deflate.py).
 """
 
 from __future__ import annotations
