@@ -34,6 +34,7 @@ from relay.ingest.options import UpstreamOptions
 from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.tap import Connector
 from relay.ingest.upstream import Upstream
+from relay.process import life_of_machine
 from relay.settings import Settings, masked
 from relay.settings.kinds import find
 from relay.store.findings import Findings
@@ -98,6 +99,7 @@ class App:
             settings.retention,
             lease_s=settings.ingest.lease_s,
             want_s=settings.ingest.unwanted_s,
+            life=life_of_machine() if settings.redis.url is None else "",
         )
         self._tokens = Tokens(token_secret)
         self._once = Once(self._store, keys, answer_s=settings.ingest.answer_s)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 
@@ -44,3 +45,15 @@ def first(group: BaseExceptionGroup[Any]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def life_of_machine() -> str:
+    """Changes when the machine starts anew; empty where it cannot be told.
+
+    An embedded server that was killed, with us or without, has lost nothing it ever answered for: what it appended is the
+    kernel's (`appendfsync everysec`), and only the machine's end can lose the last second of it.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""

@@ -163,8 +163,19 @@ _STATE_FIELDS = ("last_seq", "status", "sealed", "primed", "contiguous", "floor"
 
 
 class Log:
-    def __init__(self, store: Store, keys: Keys, retention: RetentionOptions, *, lease_s: float, want_s: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        retention: RetentionOptions,
+        *,
+        lease_s: float,
+        want_s: float,
+        life: str = "",
+    ) -> None:
+        """`life`: what changes whenever this server may have lost rows; empty where only the server itself can tell."""
         self.keys = keys
+        self._life = life
         self._store = store
         self._owner = secrets.token_urlsafe(12)
         self._unreadable: set[RunKey] = set()
@@ -198,6 +209,7 @@ class Log:
             self._want_ms,
             self._fence,
             *(("", "") if seen is None else seen),
+            self._life,
         )
         try:
             answer = (await self._call("claim", [ScriptCall(self._store.scripts["claim"], keys, args)]))[0]

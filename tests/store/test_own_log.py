@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import pytest
 import redis as sync_redis
@@ -165,6 +166,29 @@ async def test_who_takes_over_on_another_server_is_told_so(own_redis: EmbeddedSe
     claim = await bench.owned()
     assert await bench.append(claim, 1, doubt="0") is None
     assert (await bench.owned()).fields["doubt"] == "0"
+    await bench.store.close()
+    bench.raw.close()
+
+
+async def test_a_server_that_loses_nothing_but_with_its_machine_is_doubted_when_that_started_anew(
+    own_redis: EmbeddedServer,
+) -> None:
+    bench = await _bench(own_redis.url)
+    knobs: dict[str, Any] = {"lease_s": 3.0, "want_s": 60.0}
+    first, second = (
+        Log(bench.store, bench.keys, RetentionOptions(), life=life, **knobs) for life in ("boot-1", "boot-2")
+    )
+    claim = await bench.owned(first)
+    assert claim.lease is not None
+    assert await first.append([Append(claim.lease, 0, [Event(1, "message.delta", b"{}")], {})]) == [None]
+    await first.release([claim.lease])
+    bench.raw.execute_command("REPLICAOF", "127.0.0.1", "1")
+    bench.raw.execute_command("REPLICAOF", "NO", "ONE")
+    claim = await bench.owned(first)
+    assert "doubt" not in claim.fields
+    assert claim.lease is not None
+    await first.release([claim.lease])
+    assert (await bench.owned(second)).fields["doubt"] == "1"
     await bench.store.close()
     bench.raw.close()
 

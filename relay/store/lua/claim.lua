@@ -1,8 +1,9 @@
 -- Take the right to write a run: a new fence, higher than every one before, for an owner's random token.
--- KEYS leases, run, log, wants.  ARGV member, owner, lease_ms, live_ms, reopen, want_ms, known, seen, born.
+-- KEYS leases, run, log, wants.  ARGV member, owner, lease_ms, live_ms, reopen, want_ms, known, seen, born, life.
 -- `known` is the highest fence its owner was ever given. `seen`, for runs whose events we number: the highest seq that was
 -- shown or written where it runs (empty for all others), and in which log (`born`). It is noted even if another owner is at
 -- it: that one must know.
+-- `life`: which life of the machine this is, where the server cannot lose rows before the machine does; empty: not known.
 -- Whoever claims wants the run: that is noted too, also if another owner is at it.
 -- Answers {1, fence, last_seq, run hash as a flat list} or {0, ms until the present lease ends}. The fence is empty, and
 -- nothing was written, for a sealed run that is to stay so.
@@ -47,7 +48,7 @@ local fence_text = string.format('%.0f', fence)
 redis.call('HSET', KEYS[2], 'owner', ARGV[2], 'fence', fence_text)
 if own then
   -- The last owner wrote to another server, or to this one before it started anew: what it wrote last may not be here.
-  local life = history()
+  local life = ARGV[10] ~= '' and ARGV[10] or history()
   if known[3] and known[3] ~= life then redis.call('HSET', KEYS[2], 'doubt', '1') end
   redis.call('HSET', KEYS[2], 'life', life)
   redis.call('HSETNX', KEYS[2], 'born', fence_text)
