@@ -15,12 +15,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Literal, TypeVar
 
+import msgspec
+
 from relay import telemetry
 from relay.core.assemble import final_data
 from relay.core.errors import NotFound, RelayError, Unsupported
 from relay.core.events import TERMINAL
 from relay.core.ids import RunKey
-from relay.core.observed import Ends, Observation, Odd, Snapshot, Text, Texts
+from relay.core.observed import Ends, Observation, Odd, Outcome, Snapshot, Text, Texts
 from relay.ingest.committer import Committer
 from relay.ingest.intake import Intake
 from relay.ingest.options import IngestOptions
@@ -70,8 +72,8 @@ class OwnLooks(OwnTenure):
 
     def _knows_nothing(self) -> None:
         """As at the beginning of a tenure: what was seen how often says nothing any more."""
-        self._missing = self._stamped = self._unread = self._unsure = self._read_on = 0
-        self._over = self._primed = False
+        self._missing = self._stamped = self._unread = self._unheard = self._unsure = self._read_on = 0
+        self._over = self._primed = self._opened = False
 
     async def _replay(self) -> None:
         """All of a finished run's stream, if it can be attached to."""
@@ -98,24 +100,50 @@ class OwnLooks(OwnTenure):
     async def _seen(self, run: dict[str, Any], snapshot: Snapshot, *, streaming: bool) -> None:
         if not snapshot.known:
             telemetry.UPSTREAM_ODD.labels(self.key.upstream, "unknown_status").inc()
-        await self._take([snapshot])
+        await self._take([msgspec.structs.replace(snapshot, calls=())])
         status = self._verdict(snapshot)
-        brings = self._streamed or (self._intake is not None and self._intake.ahead)
-        aligned = streaming and not self._made.late and brings
+        aligned = streaming and not self._made.late and self._brings()
+        spared = aligned or (not self._made.late and self._streamed and self._will_stream())
         self._streamed = False
-        if status is None and snapshot.status != self._run.status:
-            await self._append([], {"status": snapshot.status})
-            self._run.status = snapshot.status
         if status is not None and await self._stream_first(aligned=aligned):
             return
-        if status is not None or (snapshot.status != "queued" and not aligned):
-            rest = await self._reconcile(run, final=status is not None)
+        if status is None and not self._opened and self._will_stream():
+            return
+        rest: Rest = None
+        if status is not None or (snapshot.status != "queued" and not spared):
+            rest = await self._reconcile(run, snapshot, final=status is not None)
             if status is not None and rest != "later":
                 data = final_data(snapshot, self._made.said_failed)
                 await self._finish(status, data, at=snapshot.ended_at, gap=rest)
+        if status is None and not (spared and snapshot.calls):
+            await self._stand(snapshot, unread=rest in ("later", "messages_unavailable"))
         if not self._primed:
             await self._append([], {"primed": "1", "thread_id": self._thread_id})
             self._primed = True
+
+    def _brings(self) -> bool:
+        """The open stream tells the run. One that is silent from its beginning may yet tell all of it."""
+        return self._streamed or not self._primed or (self._intake is not None and self._intake.ahead)
+
+    def _will_stream(self) -> bool:
+        """A stream is about to tell all of the run in its own order: messages would only say what is text of it."""
+        attach = self._upstream.provider.attach(self._thread_id, self.key.run_id)
+        attaches = attach is not None and self._upstream.has("attach") and self._upstream.attach_joins != "live"
+        return attaches or self._intake is not None
+
+    async def _stand(self, snapshot: Snapshot, *, unread: bool) -> None:
+        """Where the run stands, and what it asks: behind the text that led to it, or readers would take that for more.
+
+        Messages that cannot be read hold a question up for a few looks; a stream that is open tells it itself.
+        """
+        self._unheard = self._unheard + 1 if unread else 0
+        if snapshot.calls and 0 < self._unheard < _UNREAD:
+            return
+        if unread:
+            await self._take([snapshot])
+        if snapshot.status != self._run.status:
+            await self._append([], {"status": snapshot.status})
+            self._run.status = snapshot.status
 
     async def _stream_first(self, *, aligned: bool) -> bool:
         """A run that is over, before it is ended: let its stream, or a replay of it, tell what no message holds.
@@ -137,7 +165,7 @@ class OwnLooks(OwnTenure):
         self._stamped = self._stamped + 1 if snapshot.stamped else 0
         return snapshot.stamped if self._stamped >= _STAMPED else None
 
-    async def _reconcile(self, run: dict[str, Any], *, final: bool) -> Rest:
+    async def _reconcile(self, run: dict[str, Any], snapshot: Snapshot, *, final: bool) -> Rest:
         """Take what messages and steps tell; what becomes of the rest, if that is not all there is."""
         try:
             messages = await self._optional(self._upstream.messages(self._thread_id, run))
@@ -153,7 +181,7 @@ class OwnLooks(OwnTenure):
         seen = self._upstream.provider.reconciled(
             run, messages and messages.items, steps and steps.items, final=final and whole
         )
-        await self._take(seen)
+        await self._take(_in_order(seen, snapshot))
         if messages is None or not whole:
             return "messages_unsupported" if messages is None else "messages_incomplete"
         return None if not final or self._is_all(seen) else "later"
@@ -208,6 +236,13 @@ class OwnLooks(OwnTenure):
         """The end, and before it that something is missing: both in one append, so that neither is told twice."""
         missing = self._made.gap(gap, now_text()) if gap is not None else []
         await self._write([*missing, *self._made.finish(status, data, now_text(), at=at)])
+
+
+def _in_order(seen: Sequence[Observation], snapshot: Snapshot) -> list[Observation]:
+    """A question stands behind what led to it, and before the results it waited for."""
+    asked = {call.id for call in snapshot.calls}
+    answers = [one for one in seen if isinstance(one, Outcome) and one.id in asked]
+    return [*(one for one in seen if one not in answers), snapshot, *answers]
 
 
 def _asked_pause_s(headers: Mapping[str, str]) -> float:

@@ -24,6 +24,8 @@ from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.source import Body, Ending
 from relay.store.log import Claim, Log, Seen
 
+_BEGUN_S: Final = 0.5
+"""How long the stream of a run just claimed is given to replay it, before readers are told that they have all."""
 _REPLAYS: Final = 4
 """How often a finished run's stream is read again if it is cut: what only a stream tells is lost with it."""
 _REFUSALS: Final = 2
@@ -100,6 +102,7 @@ class OwnPump(OwnLooks):
     # --- streams ----------------------------------------------------------------------------------------------------
     async def _stream(self) -> None:
         """Read what stream there is to its end; a run without one is only looked at."""
+        self._opened = True
         if self._intake is not None:
             intake = self._intake
             await self._follow(self._from_intake(intake))
@@ -173,4 +176,6 @@ class OwnPump(OwnLooks):
     def _patience_s(self) -> float:
         """How long until the run is looked at although a stream is open: soon, if that brings nothing of its text."""
         idle_s = self._upstream.poll_s if self._made.late else self._options.idle_check_s
+        if not self._primed:
+            idle_s = min(idle_s, max(self._upstream.poll_s, _BEGUN_S))
         return max(0.0, self._looked_at + max(idle_s, self._pace_s if self._made.late else 0.0) - time.monotonic())

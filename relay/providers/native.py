@@ -154,3 +154,11 @@ def usage_of_run(run: dict[str, Any]) -> dict[str, int] | None:
 
 def agent_of(run: dict[str, Any]) -> str:
     return text_of(run.get("agent_id")) or text_of(run.get("persona_id"))
+
+
+def appended(pieces: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """One more piece of a text; neighbours are joined as they grow: a long text costs few pieces and little copying."""
+    pieces = (*pieces, text)
+    while len(pieces) > 1 and len(pieces[-2]) <= 2 * len(pieces[-1]):
+        pieces = (*pieces[:-2], pieces[-2] + pieces[-1])
+    return pieces

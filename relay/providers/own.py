@@ -50,6 +50,8 @@ class OwnSeqProvider(Protocol):
     """Whether text parts carry names that mean the same on every connection and in the messages."""
     streams_on_create: bool
     """Whether `create_run` answers with the run's stream: the only one there will ever be."""
+    tells_waiting: bool
+    """Whether a run's row says that it waits, and for what; else only its stream does."""
     pages_by: Literal["offset", "id"]
     """How a thread's runs are paged: by how many to leave out, or by the id a page begins or ends at."""
     page_limit: int

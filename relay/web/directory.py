@@ -169,15 +169,20 @@ class Directory:
         if not runs:
             return []
         states = await self._log.states([RunKey(upstream.name, str(run["run_id"])) for run in runs])
-        return [_completed(self._named(upstream, run), state) for run, state in zip(runs, states, strict=True)]
+        current = isinstance(upstream, OwnUpstream) and upstream.provider.tells_waiting
+        return [
+            _completed(self._named(upstream, run), state, current=current)
+            for run, state in zip(runs, states, strict=True)
+        ]
 
     async def run(self, key: RunKey) -> dict[str, Any]:
         return (await self.complete(self.upstreams[key.upstream], [await self.fetch(key)]))[0]
 
 
-def _completed(run: dict[str, Any], state: LogState | None) -> dict[str, Any]:
+def _completed(run: dict[str, Any], state: LogState | None, *, current: bool) -> dict[str, Any]:
+    """`current`: where the run stands its row knows first, and our log after it."""
     status = str(run["status"])
-    if state is not None and state.last_seq and status not in TERMINAL and status != "cancelling":
+    if state is not None and state.last_seq and not current and status not in TERMINAL and status != "cancelling":
         # The row lags behind its events, and knows no waiting_for_input; once it is terminal it is right.
         status = state.status
     ended = state.sealed if state is not None and state.last_seq else status in TERMINAL

@@ -20,7 +20,7 @@ from relay.providers.contract import RunsQuery
 from relay.providers.own import ThreadQuery
 from relay.store.log import Log
 from relay.web.directory import Directory
-from relay.web.door import PRINCIPAL, json_response
+from relay.web.door import PRINCIPAL, TRACE_ID, json_response
 from relay.web.once import Once
 from relay.web.requests import json_body, the_run, upstream_hint
 from relay.web.tokens import MOST_S, Tokens
@@ -64,7 +64,8 @@ class Runs:
 
         async def create() -> dict[str, Any]:
             if isinstance(upstream, OwnUpstream):
-                return await self._wants.create(upstream, thread_id, asked)
+                made = await self._wants.create(upstream, thread_id, asked)
+                return {**made, "trace_id": request[TRACE_ID]}  # these systems have none of their own
             return await upstream.read(upstream.provider.created, upstream.provider.create_run(thread_id, body or None))
 
         key = request.headers.get("Idempotency-Key")

@@ -11,9 +11,10 @@ from relay.core import errors, wires
 from relay.core.errors import RelayError
 from relay.core.goodbye import SLOW
 from relay.providers import native
+from relay.providers.native import appended
 from relay.providers.openai import face
 from relay.providers.openai.face_stream import DONE as DONE_BYTES
-from relay.providers.openai.face_stream import WIRE, RunFold, Told, appended, things
+from relay.providers.openai.face_stream import WIRE, RunFold, Told, answered, things
 from tests.providers.faces import (
     ANSWERED,
     ASKED,
@@ -182,7 +183,7 @@ def test_two_readers_told_in_other_portions_hear_the_same(cut: int) -> None:
 @pytest.mark.parametrize("cut", range(1, len(HISTORY)))
 def test_whoever_begins_in_the_middle_gets_whole_frames(cut: int) -> None:
     """The SDK raises for a delta without its message, and for a step's delta without its step."""
-    fold = RunFold(RUN, resumed=True)
+    fold = RunFold(RUN, start=answered(Told(), ["c"]))
     state, data = fold.begin(), b""
     for one in events(HISTORY)[cut:]:
         frame, state = fold.tell(state, one)
@@ -197,9 +198,31 @@ def test_whoever_begins_in_the_middle_gets_whole_frames(cut: int) -> None:
 
 
 def test_a_resumed_stream_does_not_create_the_run_again() -> None:
-    fold = RunFold(RUN, resumed=True)
+    fold = RunFold(RUN, start=answered(Told(), ["c"]))
     data, _ = fold.tell(fold.begin(), event(7, *ANSWERED))
     assert [name for name, _ in frames(data)] == ["thread.run.in_progress"]
+
+
+CALL = {"tool_call_id": "c", "tool_name": "look", "arguments": {}}
+QUESTION = ("run.waiting_for_input", {"tool_calls": [{"id": "c", "name": "look", "arguments": {}}]})
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_who_answers_before_the_log_holds_the_question_hears_what_follows_it(asked: bool) -> None:
+    """What came before the question is old to it; a question that nobody saw in time is passed over."""
+    rest = [("run.started", {}), ("message.delta", {"content": "old"}), ("tool.call", CALL)]
+    rest += [QUESTION] if asked else []
+    rest += [("tool.result", {"tool_call_id": "c", "result": "7"}), ("message.delta", {"content": "new"})]
+    fold = RunFold(RUN, start=answered(Told(), ["c"]))
+    state, data = fold.begin(), b""
+    for seq, one in enumerate(rest, 1):
+        frame, state = fold.tell(state, event(seq, *one))
+        assert not fold.resting(state)
+        data += frame
+    names = [name for name, _ in frames(data)]
+    assert names[:2] == ["thread.run.in_progress", "thread.run.step.completed"]
+    assert b"old" not in data
+    assert names[-1] == "thread.message.delta"
 
 
 def test_hostile_events_are_told_without_a_word() -> None:

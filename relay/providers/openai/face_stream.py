@@ -15,7 +15,7 @@ from relay.core.events import Event, encode, is_final
 from relay.core.faces import FaceWire, nothing
 from relay.core.wires import Notice
 from relay.providers import native
-from relay.providers.native import Said
+from relay.providers.native import Said, appended
 from relay.providers.openai import face
 
 PING: Final = b": ping\n"
@@ -74,36 +74,41 @@ class Told:
     started_at: int | None = None
     message: Message | None = None
     tools: tuple[Tool, ...] = ()
+    asked: frozenset[str] = frozenset()
+    """The calls of the last question."""
+    answered: frozenset[str] = frozenset()
+    """The calls this reader has answered: the question they were asked with is no question to it."""
+    silent: bool = False
+    """That question is still to come, and the reader knows what lies before it."""
     gap: str = ""
     """Why something of the run could not be had: from then on in the run's metadata."""
     over: bool = False
 
 
-def appended(pieces: tuple[str, ...], text: str) -> tuple[str, ...]:
-    """One more piece; neighbours are joined as they grow, so that a long text costs few pieces and little copying."""
-    pieces = (*pieces, text)
-    while len(pieces) > 1 and len(pieces[-2]) <= 2 * len(pieces[-1]):
-        pieces = (*pieces[:-2], pieces[-2] + pieces[-1])
-    return pieces
+def answered(told: Told, calls: Iterable[str]) -> Told:
+    """Where somebody stands who was told so much of a run, and has just answered these calls."""
+    these = frozenset(calls)
+    return replace(told, opened=True, status="queued", answered=these, silent=told.asked != these)
 
 
 class RunFold:
     """One run told in this shape; `run` is its native form, of which only what never changes is used."""
 
-    def __init__(self, run: dict[str, Any], *, resumed: bool = False) -> None:
+    def __init__(self, run: dict[str, Any], *, start: Told | None = None) -> None:
+        """`start`: where the telling begins, if not at the run's beginning."""
         blank = dict.fromkeys(("usage", "error", "total_input_tokens", "total_output_tokens"))
         ends = dict.fromkeys(("started_at", "completed_at", "failed_at", "cancelled_at"))
         still = {**run, **blank, **ends, "status": "queued", "raw_status": "queued", "incomplete_details": None}
         self.run = face.run(still)
-        self._resumed = resumed
-        self._key = (encode(self.run), resumed)
+        self._start = start or Told()
+        self._key = (encode(self.run), self._start)
 
     @property
     def key(self) -> Hashable:
         return self._key
 
     def begin(self) -> Told:
-        return Told(opened=True, status="queued") if self._resumed else Told()
+        return self._start
 
     def tell(self, state: Told, event: Event) -> tuple[bytes, Told]:
         turn = self.turn(state, event)
@@ -135,6 +140,34 @@ class _Turn:
         self._at = face.seconds(event.created_at)
 
     def take(self) -> None:
+        if not self.state.silent:
+            self._tell()
+        elif self._is_old_question():
+            self._close_message("completed")
+            self._speak_up()
+        elif self._follows_answer():
+            self._close_message("completed")
+            self._speak_up()
+            self._tell()
+        else:
+            self._tell()
+            self.said.clear()
+
+    def _speak_up(self) -> None:
+        self._move(silent=False, status="queued")
+        self.said.clear()
+
+    def _is_old_question(self) -> bool:
+        asked = native.asked(self._event) if self._event.type == "run.waiting_for_input" else None
+        return asked is not None and self.state.answered == frozenset(call.id for call in asked.calls)
+
+    def _follows_answer(self) -> bool:
+        """Where a reader who has answered begins to listen if nobody saw the question in time."""
+        if self._event.type == "tool.result":
+            return native.result(self._event).id in self.state.answered
+        return self._event.type == "run.input_provided" or is_final(self._event.type, self._event.data)
+
+    def _tell(self) -> None:
         if not self.state.opened:
             self._open()
         if is_final(self._event.type, self._event.data):
@@ -161,6 +194,7 @@ class _Turn:
     def _wait(self) -> None:
         self._close_message("completed")
         asked = native.asked(self._event)
+        self._move(asked=frozenset(call.id for call in asked.calls))
         self._say_run("requires_action", "requires_action", required_action=face.action(asked))
 
     def _gap(self) -> None:
@@ -285,6 +319,7 @@ class _Turn:
         return tool
 
     def _result(self) -> None:
+        self._go_on()
         result = native.result(self._event)
         tool = next((one for one in self.state.tools if one.id == result.id), None)
         if tool is None:

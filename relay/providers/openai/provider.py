@@ -30,6 +30,7 @@ class Assistants(ThreadSystem):
     headers = {"OpenAI-Beta": "assistants=v2"}  # noqa: RUF012  (a ClassVar of the base)
     named_parts = True
     streams_on_create = True
+    tells_waiting = True
     pages_by: Literal["offset", "id"] = "id"
 
     def authorization(self, token: str) -> dict[str, str]:

@@ -33,6 +33,7 @@ class SeekrFlow(ThreadSystem):
     root = "/v1"
     named_parts = False
     """Its text ids may be made anew on every connection, and its messages have others."""
+    tells_waiting = False
     pages_by: Literal["offset", "id"] = "offset"
     creates: tuple[str, ...] = ("runs", "runs/stream/vercel", "runs/stream")
     """Plainly, to be attached to; or with the run's stream as the answer, in either family of chunks (A1)."""

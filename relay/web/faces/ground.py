@@ -134,8 +134,12 @@ class Ground:
             most, before = max(4, min(_PAGE, _LOOK_BYTES * count // size)), events[0].seq
         return None
 
-    async def asked(self, key: RunKey) -> native.Asked | None:
-        """What a run waits for, by its events: a row, and what is kept of a run beside its log, may lag behind them."""
+    async def asked(self, key: RunKey, run: dict[str, Any]) -> native.Asked | None:
+        """What a run waits for: by its row, where rows say it. Else by its events, which a row may lag behind."""
+        upstream = self.directory.upstreams[key.upstream]
+        if isinstance(upstream, OwnUpstream) and upstream.provider.tells_waiting:
+            calls = upstream.provider.snapshot(run).calls if run["status"] == "waiting_for_input" else ()
+            return native.Asked(tuple(native.Call(one.id, one.name, one.arguments) for one in calls)) if calls else None
         said = await self.last(key, lambda event: event.type in MOVING_STATUS or event.type in FINAL_STATUS)
         return native.asked(said) if said is not None and said.type == "run.waiting_for_input" else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from aiohttp import web
@@ -14,7 +15,7 @@ from relay.core.ids import RunKey, checked_id
 from relay.delivery.http import EventStream
 from relay.providers import native
 from relay.providers.openai import face
-from relay.providers.openai.face_stream import WIRE, RunFold, things
+from relay.providers.openai.face_stream import WIRE, RunFold, answered, things
 from relay.web.door import HOLD, Answer, json_response
 from relay.web.faces.ground import Ground, thread_of
 from relay.web.faces.pages import page
@@ -62,7 +63,10 @@ class OpenAi:
     async def cancel(self, request: web.Request) -> web.StreamResponse:
         key, run = await self._ground.run(request)
         await self._ground.cancel(key, int(run["last_seq"]))
-        return json_response(await self._shown(*await self._ground.now(request, key)))
+        key, run = await self._ground.now(request, key)
+        if run["status"] not in TERMINAL:  # it was taken; not every upstream has a word for that
+            run = {**run, "status": "cancelling"}
+        return json_response(await self._shown(key, run))
 
     async def submit(self, request: web.Request) -> Answer:
         """The answer to what a run waits for; with `stream`, what follows it."""
@@ -74,24 +78,33 @@ class OpenAi:
         state = (await self._ground.log.states([key]))[0]
         await self._ground.answer(key, outputs)
         if stream:
-            cursor = state.last_seq if state is not None else 0
-            return await self._tell(request, key, cursor=cursor, resumed=True)
+            return await self._tell_on(request, key, state.last_seq if state is not None else 0, outputs)
         return json_response(await self._shown(key, {**run, "status": "running"}))
 
     async def _awaited(self, key: RunKey, run: dict[str, Any]) -> native.Asked:
-        asked = await self._ground.asked(key) if run["status"] not in TERMINAL else None
+        asked = await self._ground.asked(key, run) if run["status"] not in TERMINAL else None
         if asked is None:
             raise Conflict(f"this run does not wait for tool outputs: it is {face.STATUS.get(run['status'])}")
         return asked
 
-    async def _tell(self, request: web.Request, key: RunKey, *, cursor: int = 0, resumed: bool = False) -> EventStream:
-        fold = RunFold(await self._ground.facts(request, key), resumed=resumed)
+    async def _tell(self, request: web.Request, key: RunKey) -> EventStream:
+        return await self._ground.tell(request, key, WIRE, RunFold(await self._ground.facts(request, key)))
+
+    async def _tell_on(self, request: web.Request, key: RunKey, cursor: int, calls: Iterable[str]) -> EventStream:
+        """The rest of a run, for who has just answered these calls: what is open goes on under its old ids."""
+        run = await self._ground.facts(request, key)
+        fold = RunFold(run)
+        told = fold.begin()
+        async for events in self._ground.everything(key):
+            told = things(fold, told, (event for event in events if event.seq <= cursor), {})
+            await asyncio.sleep(0)
+        fold = RunFold(run, start=answered(told, calls))
         return await self._ground.tell(request, key, WIRE, fold, cursor=cursor)
 
     async def _shown(self, key: RunKey, run: dict[str, Any]) -> dict[str, Any]:
         """A run in this shape, with what only its events say: what it waits for, and why it failed."""
         if run["status"] == "waiting_for_input":
-            asked = await self._ground.asked(key)
+            asked = await self._ground.asked(key, run)
             return face.run(run, action=face.action(asked) if asked is not None else None)
         if run["status"] in ("failed", "interrupted") and not run.get("error"):
             said = await self._ground.last(key, lambda event: event.type in ("run.failed", "run.interrupted"))
