@@ -14,6 +14,7 @@ from relay.core.ids import is_id
 from relay.core.observed import Call, Snapshot
 from relay.core.times import rfc3339, unix
 from relay.providers.contract import Ask
+from relay.providers.conversation import Message
 from relay.providers.own import Page
 
 _TIMES: Final = ("created_at", "started_at", "completed_at", "failed_at", "cancelled_at", "expires_at")
@@ -236,6 +237,20 @@ def text_of(content: object) -> list[tuple[int, str]]:
         if isinstance(text, str):
             found.append((index, text))
     return found
+
+
+def message(answer: object) -> Message:
+    """A message as both write it, text only. UpstreamError if it is none."""
+    if not isinstance(answer, dict) or not isinstance(answer.get("id"), str) or not answer["id"]:
+        raise UpstreamError("the upstream's answer is not a message")
+    return Message(
+        id=answer["id"],
+        thread_id=_text(answer.get("thread_id")) or "",
+        role=_text(answer.get("role")) or "",
+        content="".join(text for _, text in text_of(answer.get("content"))),
+        created_at=rfc3339(answer.get("created_at")) or "",
+        run_id=_text(answer.get("run_id")),
+    )
 
 
 # --- fields ----------------------------------------------------------------------------------------------------------

@@ -30,15 +30,25 @@ STATUS: Final = {
 _AGENT: Final = re.compile(r"PythonBindings/(\d{1,4})\.(\d{1,4})", re.ASCII)
 _FIRST_DOUBLE_L: Final = (0, 32)
 """The SDK takes only `canceled` before this version and only `cancelled` from it on."""
+_FIRST_VERCEL: Final = (0, 21)
+"""The first SDK that reads Vercel chunks."""
 _ZERO: Final = "1970-01-01T00:00:00Z"
 
 
 def status(name: object, user_agent: str) -> str:
     """A native status in this shape, spelled as this client's SDK can read it."""
     spelled = STATUS.get(str(name), "running")
+    return "canceled" if spelled == "cancelled" and _is_before(user_agent, _FIRST_DOUBLE_L) else spelled
+
+
+def reads_legacy(user_agent: str) -> bool:
+    """Whether this client's SDK reads the older chunks only."""
+    return _is_before(user_agent, _FIRST_VERCEL)
+
+
+def _is_before(user_agent: str, version: tuple[int, int]) -> bool:
     found = _AGENT.search(user_agent)
-    old = found is not None and (int(found[1]), int(found[2])) < _FIRST_DOUBLE_L
-    return "canceled" if spelled == "cancelled" and old else spelled
+    return found is not None and (int(found[1]), int(found[2])) < version
 
 
 def run(given: dict[str, Any], user_agent: str = "") -> dict[str, Any]:

@@ -76,6 +76,8 @@ class _Passage:
             raise NotFound("there is nothing at this path", code="http.not_found")
         path = path.removeprefix(self._mount)
         _check_path(path)
+        if self._face == "openai" and path.startswith("/v1/"):
+            path = path.removeprefix("/v1")  # some of its clients have it in their base URL, and so has the upstream's
         body = _Body(request)
         try:
             if not body.too_large:

@@ -118,6 +118,7 @@ def _seekrflow(face: SeekrFlow, runs: Runs) -> list[_Row]:
     return [
         ("POST", f"/v1{_RUNS}", face.create, "create_run"),
         ("POST", f"/v1{_RUNS}/stream/vercel", face.create_stream, "create_stream"),
+        ("POST", f"/v1{_RUNS}/stream", face.create_legacy_stream, "create_legacy_stream"),
         ("GET", f"/v1{_RUNS}", face.list, "list_runs"),
         ("GET", f"/v1{_RUN}/attach", face.attach, "attach"),
         ("POST", f"/v1{_RUN}/cancel", face.cancel, "cancel"),

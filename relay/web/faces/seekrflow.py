@@ -10,7 +10,7 @@ from relay.core.cursor import count_of
 from relay.core.errors import InvalidRequest
 from relay.core.ids import RunKey
 from relay.delivery.http import EventStream
-from relay.providers.seekrflow import face
+from relay.providers.seekrflow import face, face_legacy
 from relay.providers.seekrflow.face_stream import WIRE, RunFold
 from relay.web.door import HOLD, Answer, json_response
 from relay.web.faces.ground import Ground, thread_of
@@ -35,6 +35,13 @@ class SeekrFlow:
         key, _ = await self._ground.create(request, "seekrflow", body, thread_of(request))
         return await self._tell(request, key)
 
+    async def create_legacy_stream(self, request: web.Request) -> Answer:
+        """The same in the chunks of SDKs before 0.21."""
+        body = await json_body(request)
+        self._ground.pulse.take_place(request[HOLD])
+        key, _ = await self._ground.create(request, "seekrflow", body, thread_of(request))
+        return await self._tell_legacy(request, key)
+
     async def get(self, request: web.Request) -> web.StreamResponse:
         _, run = await self._ground.run(request)
         return json_response(face.run(run, _agent(request)))
@@ -55,7 +62,8 @@ class SeekrFlow:
 
     async def attach(self, request: web.Request) -> Answer:
         self._ground.pulse.take_place(request[HOLD])
-        return await self._tell(request, await self._ground.key(request))
+        key = await self._ground.key(request)
+        return await (self._tell_legacy if face.reads_legacy(_agent(request)) else self._tell)(request, key)
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:
         """Its SDK sends a whole RunRequest along; the run is named by the path."""
@@ -66,6 +74,10 @@ class SeekrFlow:
     async def _tell(self, request: web.Request, key: RunKey) -> EventStream:
         fold = RunFold(await self._ground.facts(request, key))
         return await self._ground.tell(request, key, WIRE, fold)
+
+    async def _tell_legacy(self, request: web.Request, key: RunKey) -> EventStream:
+        fold = face_legacy.RunFold(await self._ground.facts(request, key))
+        return await self._ground.tell(request, key, face_legacy.WIRE, fold)
 
 
 def _agent(request: web.Request) -> Any:

@@ -20,14 +20,20 @@ from relay.providers.arkloop.conversation import ArkloopConversation
 from relay.providers.contract import Ask
 from relay.providers.conversation import Conversation, Message, Thread
 from relay.providers.openai import face as openai
+from relay.providers.openai.conversation import AssistantsConversation
 from relay.providers.seekrflow import face as seekrflow
+from relay.providers.seekrflow.conversation import SeekrFlowConversation
 from relay.web.door import Answer, Endpoint, json_response
 from relay.web.faces.ground import Ground, thread_of
 from relay.web.faces.pages import page
 from relay.web.faces.proxy import credentials_of
 from relay.web.requests import json_body
 
-CONVERSATIONS: Final[dict[str, Conversation]] = {"arkloop": ArkloopConversation()}
+CONVERSATIONS: Final[dict[str, Conversation]] = {
+    "arkloop": ArkloopConversation(),
+    "seekrflow": SeekrFlowConversation(),
+    "openai": AssistantsConversation(),
+}
 """By provider: the systems whose threads other faces can have."""
 
 
