@@ -7,7 +7,7 @@ SEED   ?= 1
 ROUNDS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint types ship browser clients campaign own-seq laws rolling bench bench-short clean
+.PHONY: help run test test-fast lint types ship browser clients other-sdks campaign own-seq laws rolling bench bench-short clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,9 +46,14 @@ browser: $(VENV)/.ready  ## the tests in a real Chromium (which must be on this 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
-clients: $(VENV)/.ready  ## the tests with the vendors' own SDKs (installs them), which write docs/compatibility.md
+clients: other-sdks  ## the tests with the vendors' own SDKs (installs them), which write docs/compatibility.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[clients]'
 	RELAY_TEST_COMPATIBILITY=docs/compatibility.md $(BIN)/python -m pytest -n $(JOBS) -m clients tests/clients $(ARGS)
+
+# Versions that cannot live beside those in the environment: the newest openai SDK, and a seekrai from before Vercel chunks.
+other-sdks: $(VENV)/.ready  ## other versions of the vendors' SDKs, for `make clients`
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/other-sdks/openai-newest openai==3.54.0
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(VENV)/other-sdks/seekrai-legacy seekrai==0.20.0
 
 campaign: $(VENV)/.ready  ## real processes under seeded faults, judged by an offline checker (SEED, ROUNDS)
 	$(BIN)/python -m tests.campaign --seed $(SEED) --rounds $(ROUNDS) $(ARGS)

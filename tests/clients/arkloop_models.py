@@ -57,6 +57,11 @@ class Client:
     """The base URL: the face's mount."""
     run_id: str
     scale: float = 0.1
+    """Of the time between two tries."""
+    quiet_scale: float = 0.1
+    """Of the silence it bears."""
+    stay_scale: float = 0.1
+    """Of how long it stays after the end."""
     headers: dict[str, str] = field(default_factory=lambda: {"Authorization": "Bearer k"})
     seen: list[dict[str, Any]] = field(default_factory=list)
     requests: int = 0
@@ -108,7 +113,7 @@ class Client:
             if self.ended and over is None:
                 if not self.model.stays_s:
                     return
-                over = clock() + self.model.stays_s * self.scale
+                over = clock() + self.model.stays_s * self.stay_scale
             if over is not None and clock() >= over:
                 return
 
@@ -117,7 +122,7 @@ class Client:
         held = b""
         while True:
             silence = self.model.read_timeout_s
-            async with asyncio.timeout(silence * self.scale if silence else None):
+            async with asyncio.timeout(silence * self.quiet_scale if silence else None):
                 piece = await response.content.readany()
             if not piece:
                 return

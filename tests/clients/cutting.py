@@ -1,4 +1,4 @@
-"""A wire that breaks: passes bytes on, and resets its first connections so long after they began to ask."""
+"""A wire that breaks: passes bytes on, and resets its first connections while they wait for an answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from urllib.parse import urlsplit
 
 @asynccontextmanager
 async def cutting(url: str, *, after_s: float, times: int) -> AsyncIterator[str]:
-    """An address before `url` whose first `times` requests lose their connection `after_s` after they were sent."""
+    """An address before `url` whose first `times` POSTs lose their connection `after_s` after they were sent.
+
+    One that is answered by then keeps it: a cut stream is another test.
+    """
     target = urlsplit(url)
     left = times
     tasks: set[asyncio.Task[Any]] = set()
@@ -24,8 +27,12 @@ async def cutting(url: str, *, after_s: float, times: int) -> AsyncIterator[str]
         tasks.add(me)
         there_reader, there_writer = await asyncio.open_connection(target.hostname, target.port)
 
+        cuts: list[asyncio.TimerHandle] = []
+
         async def back() -> None:
             while data := await there_reader.read(65536):
+                while cuts:
+                    cuts.pop().cancel()
                 writer.write(data)
                 await writer.drain()
             writer.close()
@@ -35,7 +42,7 @@ async def cutting(url: str, *, after_s: float, times: int) -> AsyncIterator[str]
             while data := await reader.read(65536):
                 if left > 0 and data.startswith(b"POST"):
                     left -= 1
-                    asyncio.get_running_loop().call_later(after_s, writer.transport.abort)
+                    cuts.append(asyncio.get_running_loop().call_later(after_s, writer.transport.abort))
                 there_writer.write(data)
                 await there_writer.drain()
         except ConnectionError:

@@ -1,50 +1,52 @@
-"""Models of Arkloop's web client, TUI and Go CLI on our Arkloop face; the browser's EventSource is tested natively.
+"""Models of Arkloop's web client, TUI and Go CLI on our Arkloop face, whatever upstream is behind it.
 
-Exactly what the upstream wrote, once and in order: its envelopes come back JSON-equal.
+What they ask for beside the stream is the same request from all three. An Arkloop upstream's answers and envelopes come
+back JSON-equal.
 """
 
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from relay.providers.arkloop import face
-from tests.clients import stage
 from tests.clients.arkloop_models import CLI, TUI, WEB, Client, GaveUp
-from tests.clients.stage import SAID
+from tests.clients.behind import TOKEN, Behind, relay_before
+from tests.clients.stage import AGENT, ASKS, CANCELLED, COMPLETES, MODEL, SAID, WHOLE, says
+from tests.clients.watchers import Arkloop as Watching
 from tests.support import upstream_faults as faults
 from tests.support.arkloop_threads import vendor
-from tests.support.relay import RelayProcess, RunningRelay, running
+from tests.support.relay import RunningRelay, running
 from tests.support.upstream import ScriptedUpstream
 
-FACE = "arkloop"
-MODELS = {"web": WEB, "tui": TUI, "cli": CLI}
-CLIENTS = {"web": "Arkloop web (model)", "tui": "Arkloop TUI (model)", "cli": "Arkloop CLI (model)"}
+FACE = Watching.face
+CLIENTS = Watching.NAMES
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(60)]
 
 
-@pytest.fixture(params=CLIENTS)
-async def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture
+async def stand(behind: Behind, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningRelay]:
+    monkeypatch.setattr(face, "STAY_S", 0.6)
+    async with relay_before(behind, redis_url) as relay:
+        yield relay
 
 
 @pytest.fixture
 async def relay(
     upstream: ScriptedUpstream, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RunningRelay]:
-    monkeypatch.setattr(face, "STAY_S", 4.0)
-    async with running(upstream.url, redis_url, delivery={"heartbeat_s": 3.0}) as relay:
+    monkeypatch.setattr(face, "STAY_S", 3.5)
+    async with running(upstream.url, redis_url, delivery={"heartbeat_s": 0.3}) as relay:
         yield relay
 
 
 def client(kind: str, relay: Any, run_id: str) -> Client:
-    return Client(MODELS[kind], f"{relay.url}/arkloop", run_id)
+    return Client(Watching.MODELS[kind], f"{relay.url}/arkloop", run_id, quiet_scale=0.2, stay_scale=0.02)
 
 
 async def answered(relay: RunningRelay, method: str, path: str, body: object = None) -> tuple[int, Any]:
@@ -52,9 +54,20 @@ async def answered(relay: RunningRelay, method: str, path: str, body: object = N
         return response.status, await response.json()
 
 
-def once(events: list[dict[str, Any]], truth: list[dict[str, Any]]) -> None:
-    assert events == truth[: len(events)]
-    assert events[-1]["type"] in ("run.completed", "run.failed", "run.cancelled", "thread.title.updated")
+async def theirs(relay: RunningRelay, behind: Behind, path: str) -> Any:
+    async with relay.session.get(f"{behind.url}{path}", headers=HEADERS) as response:
+        return await response.json()
+
+
+def whole(events: list[dict[str, Any]], truth: list[dict[str, Any]] | None, status: str = "completed") -> None:
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert events[-1]["type"] == f"run.{status}"
+    assert truth is None or events == truth
+
+
+def said(events: list[dict[str, Any]]) -> str:
+    deltas = [event["data"] for event in events if event["type"] == "message.delta"]
+    return "".join(data["content_delta"] for data in deltas if not data.get("channel"))
 
 
 async def until(fact: Any) -> None:
@@ -64,176 +77,130 @@ async def until(fact: Any) -> None:
 
 
 @pytest.mark.cell("create")
-async def test_create(kind: str, relay: RunningRelay, upstream: ScriptedUpstream) -> None:
-    status, answer = await answered(relay, "POST", "/v1/threads/t1/runs", {"persona_id": "p@1", "model": "m"})
+async def test_create(stand: RunningRelay, behind: Behind) -> None:
+    model = {"model": MODEL} if behind.takes_model else {}
+    status, answer = await answered(stand, "POST", "/v1/threads/t1/runs", {"persona_id": "p@1", **model})
     assert (status, answer.keys()) == (201, {"run_id", "trace_id"})
-    assert upstream.created == [(answer["run_id"], {"persona_id": "p@1", "model": "m"})]
+    [(run_id, body)] = behind.created
+    assert (run_id, body[behind.agent_field], body.get("model")) == (answer["run_id"], "p@1", model.get("model"))
 
 
 @pytest.mark.cell("create + stream")
-async def test_a_whole_run(kind: str, relay: RunningRelay, upstream: ScriptedUpstream) -> None:
-    upstream.every_create = stage.whole(dt_ms=5)
-    _, answer = await answered(relay, "POST", "/v1/threads/t1/runs")
-    watching = client(kind, relay, answer["run_id"])
+@pytest.mark.parametrize("kind", CLIENTS)
+async def test_a_whole_run(kind: str, stand: RunningRelay, behind: Behind) -> None:
+    behind.makes(*WHOLE, dt_ms=5)
+    _, answer = await answered(stand, "POST", "/v1/threads/t1/runs", {"persona_id": AGENT})
+    watching = client(kind, stand, answer["run_id"])
     events = await watching.follow()
-    once(events, upstream.truth(answer["run_id"]))
+    whole(events, behind.truth(answer["run_id"]))
+    assert said(events) == SAID
     assert watching.requests == 1
 
 
 @pytest.mark.cell("retrieve")
-async def test_retrieve(kind: str, relay: RunningRelay, upstream: ScriptedUpstream) -> None:
-    run_id = upstream.add_run([("run.started", {}), ("run.input_requested", {"request_id": "q"})], thread_id="t1")
-    async with relay.session.get(f"{upstream.url}/v1/runs/{run_id}", headers=TOKEN) as response:
-        theirs = await response.json()
-    status, ours = await answered(relay, "GET", f"/v1/runs/{run_id}")
-    assert status == 200
-    assert {**ours, "trace_id": ""} == {**theirs, "trace_id": ""}
+async def test_retrieve(stand: RunningRelay, behind: Behind) -> None:
+    run_id = await behind.has(*((says("a"), ASKS) if behind.waits else (says("a"),)))
+    await answered(stand, "GET", "/v1/threads/t1/runs")  # where its clients have runs from
+    status, ours = await answered(stand, "GET", f"/v1/runs/{run_id}")
+    assert (status, ours["run_id"], ours["thread_id"], ours["status"]) == (200, run_id, "t1", "running")
+    if behind.kind == "arkloop":
+        assert {**ours, "trace_id": ""} == {**await theirs(stand, behind, f"/v1/runs/{run_id}"), "trace_id": ""}
     for run, code in (("nope", 404), ("a..b", 422)):
-        status, body = await answered(relay, "GET", f"/v1/runs/{run}")
+        status, body = await answered(stand, "GET", f"/v1/runs/{run}")
         assert (status, list(body)[:3]) == (code, ["code", "message", "trace_id"])
 
 
-TOKEN = {"Authorization": "Bearer upstream-secret"}
-
-
 @pytest.mark.cell("list")
-@pytest.mark.parametrize("path", ["/v1/threads/t1/runs?limit=3", "/v1/runs?limit=3&offset=2", "/v1/runs?thread_id=t1"])
-async def test_list(kind: str, relay: RunningRelay, upstream: ScriptedUpstream, path: str) -> None:
-    for _ in range(5):
-        upstream.add_run([("run.started", {})], thread_id="t1", model="m")
-    async with relay.session.get(f"{upstream.url}{path}", headers=TOKEN) as response:
-        theirs = await response.json()
-    assert await answered(relay, "GET", path) == (200, theirs)
+async def test_list(stand: RunningRelay, behind: Behind) -> None:
+    made = [await behind.has() for _ in range(5)]
+    path = "/v1/threads/t1/runs?limit=3"
+    status, listed = await answered(stand, "GET", path)
+    assert (status, [run["run_id"] for run in listed]) == (200, made[:-4:-1])
+    for everywhere in ("/v1/runs?limit=3&offset=2", "/v1/runs?thread_id=t1"):
+        status, found = await answered(stand, "GET", everywhere)
+        if behind.kind == "arkloop":
+            assert (status, found) == (200, await theirs(stand, behind, everywhere))
+        else:
+            assert (status, found["code"]) == (501, "upstream.unsupported")  # it lists by thread only
+    assert behind.kind != "arkloop" or listed == await theirs(stand, behind, path)
 
 
 @pytest.mark.cell("cancel")
-async def test_cancel(kind: str, relay: RunningRelay, upstream: ScriptedUpstream) -> None:
-    run_id = upstream.play(stage.opening("Hel"), thread_id="t1")
-    await upstream.played(run_id)
-    watching = client(kind, relay, run_id)
+async def test_cancel(stand: RunningRelay, behind: Behind) -> None:
+    run_id = await behind.has(says("Hel"))
+    await answered(stand, "GET", "/v1/threads/t1/runs")
+    watching = client("tui", stand, run_id)
     following = asyncio.create_task(watching.follow())
-    await until(lambda: watching.seen)
-    assert (await answered(relay, "POST", f"/v1/runs/{run_id}:cancel"))[0] == 422  # last_seen_seq is required
+    await until(lambda: said(watching.seen) == "Hel")
+    assert (await answered(stand, "POST", f"/v1/runs/{run_id}:cancel"))[0] == 422  # last_seen_seq is required
     body = {"last_seen_seq": 2, "client_cancelled_at": "2026-01-01T00:00:00Z"}
-    assert await answered(relay, "POST", f"/v1/runs/{run_id}:cancel", body) == (200, {"ok": True})
-    upstream.finish(run_id, "run.cancelled")
-    once(await following, upstream.truth(run_id))
-
-
-@pytest.mark.cell("late join")
-async def test_late_join(kind: str, relay: RunningRelay, upstream: ScriptedUpstream) -> None:
-    run_id = upstream.play(stage.opening(SAID[:20]), thread_id="t1")
-    await upstream.played(run_id)
-    first = client(kind, relay, run_id)
-    following = asyncio.create_task(first.follow())
-    await until(lambda: len(first.seen) > 3)
-    second = client(kind, relay, run_id)
-    joined = asyncio.create_task(second.follow())
-    await until(lambda: len(second.seen) > 3)
-    stage.finish(upstream, run_id, SAID[20:])
-    for events in (await following, await joined, await client(kind, relay, run_id).follow()):
-        once(events, upstream.truth(run_id))
-    assert upstream.max_following(run_id) == 1
-
-
-@pytest.mark.cell("failed run")
-async def test_failed_run(kind: str, relay: RunningRelay, upstream: ScriptedUpstream) -> None:
-    run_id = upstream.play(stage.opening("Hel"), thread_id="t1")
-    await upstream.played(run_id)
-    upstream.finish(run_id, "run.failed", {"error_class": "x.y", "message": "no luck"})
-    events = await client(kind, relay, run_id).follow()
-    once(events, upstream.truth(run_id))
-    assert events[-1]["data"]["message"] == "no luck"
+    assert await answered(stand, "POST", f"/v1/runs/{run_id}:cancel", body) == (200, {"ok": True})
+    assert behind.cancels() == 1
+    behind.play(run_id, CANCELLED)
+    whole(await following, behind.truth(run_id), "cancelled")
 
 
 @pytest.mark.cell("input answered")
-async def test_a_run_that_waits_is_answered(kind: str, relay: RunningRelay, upstream: ScriptedUpstream) -> None:
-    run_id = upstream.play(stage.opening("Hel"), thread_id="t1")
-    await upstream.played(run_id)
-    watching = client(kind, relay, run_id)
+async def test_a_run_that_waits_is_answered(stand: RunningRelay, behind: Behind) -> None:
+    run_id = await behind.has(says(SAID[:9]), *([ASKS] if behind.waits else []))
+    await answered(stand, "GET", "/v1/threads/t1/runs")
+    watching = client("cli", stand, run_id)
     following = asyncio.create_task(watching.follow())
-    stage.asks(upstream, run_id)
-    await until(lambda: any(event["type"] == "run.input_requested" for event in watching.seen))
-    assert await answered(relay, "POST", f"/v1/runs/{run_id}/input", {"content": "left"}) == (200, {"ok": True})
-    assert (await answered(relay, "POST", f"/v1/runs/{run_id}/input", {"content": " "}))[0] == 422
-    stage.finish(upstream, run_id, "lo")
-    once(await following, upstream.truth(run_id))
-    assert stage.answers(upstream, run_id) == ["left"]
-
-
-@pytest.mark.cell("upstream cut")
-async def test_upstream_cuts_are_not_noticed(kind: str, relay: RunningRelay, upstream: ScriptedUpstream) -> None:
-    """One of these alone ends the web client behind Arkloop's own gateway, and six of them any of the others."""
-    upstream.every_create = stage.whole(dt_ms=60)
-    for fault in (
-        faults.cut(after_events=2), faults.clean_eof(after_events=2), faults.half_frame(after_events=1),
-        faults.junk_eof(after_events=1), faults.cut(after_events=1), faults.cut(after_events=1), faults.status(503),
-    ):  # fmt: skip
-        upstream.fault(faults.Fault(follow=True) | fault)
-    _, answer = await answered(relay, "POST", "/v1/threads/t1/runs")
-    watching = client(kind, relay, answer["run_id"])
-    once(await watching.follow(), upstream.truth(answer["run_id"]))
-    assert watching.requests == 1
-    assert upstream.pending() == 0
-
-
-@pytest.mark.cell("stall")
-async def test_a_silent_run_is_kept_alive(kind: str, relay: RunningRelay, upstream: ScriptedUpstream) -> None:
-    """The web client takes 45 s without a byte for a dead link (4.5 s here): it must not reconnect in 8 s of silence."""
-    run_id = upstream.play(stage.opening(SAID[:9]), thread_id="t1")
-    await upstream.played(run_id)
-    watching = client(kind, relay, run_id)
-    following = asyncio.create_task(watching.follow())
-    await asyncio.sleep(8)
-    stage.finish(upstream, run_id, SAID[9:])
-    once(await following, upstream.truth(run_id))
-    assert watching.requests == 1
-
-
-@pytest.mark.cell("relay restart")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_relay_that_is_restarted(
-    kind: str, upstream: ScriptedUpstream, tmp_path: Path, number: signal.Signals
-) -> None:
-    """They resume by themselves, with what they have seen last."""
-    run_id = upstream.play(stage.opening(SAID[:9]), thread_id="t1")
-    await upstream.played(run_id)
-    async with RelayProcess(upstream.url, tmp_path) as relay:
-        watching = client(kind, relay, run_id)
-        watching.scale = 1.0
-        following = asyncio.create_task(watching.follow())
-        await until(lambda: len(watching.seen) > 2)
-        await relay.signal(number)
-        upstream.append(run_id, "message.delta", {"content_delta": "meanwhile", "role": "assistant"})
-        await relay.start()
-        stage.finish(upstream, run_id, SAID[9:])
-        upstream.append(run_id, "thread.title.updated", {"title": "late"})
-        if kind == "web":  # stays thirty seconds after the end, for this
-            await until(lambda: watching.seen[-1]["type"] == "thread.title.updated")
-            following.cancel()
-            once(watching.seen, upstream.truth(run_id))
-        else:
-            once(await following, upstream.truth(run_id))
-        assert watching.ended
+    await until(lambda: said(watching.seen) == SAID[:9])
+    status, answer = await answered(stand, "POST", f"/v1/runs/{run_id}/input", {"content": "left"})
+    assert (status, answer.get("code")) == ((200, None) if behind.waits else (501, "upstream.unsupported"))
+    assert (await answered(stand, "POST", f"/v1/runs/{run_id}/input", {"content": " "}))[0] == 422
+    behind.play(run_id, says(SAID[9:]), COMPLETES)
+    events = await following
+    whole(events, behind.truth(run_id))
+    assert said(events) == SAID
+    asked = [event["seq"] for event in events if event["type"] == "run.input_requested"]
+    assert len(asked) == behind.waits
+    assert behind.answers(run_id) == (["left"] if behind.waits else [])
 
 
 @pytest.mark.cell("blind resend")
-async def test_a_create_sent_again_makes_one_run(kind: str, relay: RunningRelay, upstream: ScriptedUpstream) -> None:
+async def test_a_create_sent_again_makes_one_run(stand: RunningRelay, behind: Behind) -> None:
     """None of its clients resends by itself; two that do at once get one run all the same."""
-    upstream.fault(faults.Fault(target="create", delay_s=0.4))
-    both = await asyncio.gather(*(answered(relay, "POST", "/v1/threads/t1/runs", {"model": "m"}) for _ in range(2)))
-    assert both[0] == both[1]
-    assert len(upstream.created) == 1
+    behind.slow_create(0.4)
+    body = {"persona_id": AGENT}
+    both = await asyncio.gather(*(answered(stand, "POST", "/v1/threads/t1/runs", body) for _ in range(2)))
+    assert {answer["run_id"] for _, answer in both} == {run_id for run_id, _ in behind.created}
+    assert len(behind.created) == 1
 
 
 @pytest.mark.cell("threads, messages")
-async def test_threads_and_messages_are_passed_on(kind: str, redis_url: str) -> None:
+@pytest.mark.parametrize("behind", ["arkloop"], indirect=True)
+async def test_threads_and_messages_are_passed_on(behind: Behind, redis_url: str) -> None:
     async with vendor() as found, running(found.url, redis_url) as relay:
         relay.session.headers["Authorization"] = "Bearer viewer"
         status, thread = await answered(relay, "POST", "/v1/threads", {"title": "x"})
         assert (status, thread["is_private"]) == (201, False)
         assert (await answered(relay, "POST", f"/v1/threads/{thread['id']}/messages", {"content": "one"}))[0] == 201
         assert [item["content"] for item in found.threads[thread["id"]]] == ["one"]
+
+
+@pytest.mark.cell("threads, messages")
+@pytest.mark.parametrize("behind", ["seekrflow", "openai"], indirect=True)
+async def test_threads_of_another_upstream_are_refused_in_its_own_words(stand: RunningRelay, behind: Behind) -> None:
+    for method, path, body in (
+        ("POST", "/v1/threads", {"title": "x"}), ("GET", "/v1/threads/t1", None),
+        ("POST", "/v1/threads/t1/messages", {"content": "one"}), ("GET", "/v1/threads/t1/messages", None),
+    ):  # fmt: skip
+        status, answer = await answered(stand, method, path, body)
+        assert (status, answer["code"]) == (501, "upstream.unsupported")
+
+
+async def test_the_web_client_hears_what_comes_late(relay: RunningRelay, upstream: ScriptedUpstream) -> None:
+    """It stays thirty seconds after the end, for the thread's title."""
+    run_id = upstream.add_run([("run.started", {}), ("run.completed", {})], thread_id="t1")
+    watching = client("web", relay, run_id)
+    watching.stay_scale = 0.1
+    following = asyncio.create_task(watching.follow())
+    await until(lambda: watching.ended)
+    upstream.append(run_id, "thread.title.updated", {"title": "late"})
+    await until(lambda: watching.seen[-1]["type"] == "thread.title.updated")
+    assert await following == upstream.truth(run_id)
 
 
 async def test_the_stream_stays_open_after_the_end_with_heartbeats(
@@ -245,7 +212,7 @@ async def test_the_stream_stays_open_after_the_end_with_heartbeats(
         assert response.headers["Content-Type"] == "text/event-stream"
         body = (await response.read()).decode()  # ends properly: it is the end
         stayed = asyncio.get_running_loop().time() - began
-    assert stayed >= 3.9
+    assert stayed >= 3.4
     assert body.startswith(": ping\n\nid: 1\nevent: run.started\ndata: {")
     assert body.count(": ping\n\n") >= 2
     assert ": relay.end " in body
@@ -270,15 +237,16 @@ async def test_last_event_id_counts_too(relay: RunningRelay, upstream: ScriptedU
     assert "id: 2\n" not in body
 
 
-async def test_the_models_give_up_where_their_originals_do(relay: RunningRelay, upstream: ScriptedUpstream) -> None:
+async def test_the_models_give_up_where_their_originals_do(upstream: ScriptedUpstream) -> None:
     """Else these tests would prove nothing: the same clients on the upstream itself."""
+    script = [("run.started", {}), *[("message.delta", {"content_delta": "x"})] * 8, ("run.completed", {})]
     for model, fault in ((TUI, faults.cut(after_events=1)), (CLI, faults.status(503)), (WEB, faults.status(404))):
-        run_id = upstream.play(stage.whole(), thread_id="t1")
+        run_id = upstream.play(script, thread_id="t1")
         upstream.fault(fault, run_id, times=None)
         with pytest.raises(GaveUp):
-            await Client(model, upstream.url, run_id, scale=0.01, headers=TOKEN).follow()
-    run_id = upstream.play(stage.whole(), thread_id="t1")
+            await Client(model, upstream.url, run_id, scale=0.01, headers=HEADERS).follow()
+    run_id = upstream.play(script, thread_id="t1")
     upstream.fault(faults.clean_eof(after_events=3), run_id)
-    stopped = Client(WEB, upstream.url, run_id, scale=0.01, headers=TOKEN)
+    stopped = Client(WEB, upstream.url, run_id, scale=0.01, headers=HEADERS)
     assert len(await stopped.follow()) == 3
     assert not stopped.ended

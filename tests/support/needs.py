@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import os
 from pathlib import Path
@@ -51,3 +52,11 @@ def sdk(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError:
         missing(f"the package {name}", "pip install 'run-relay[clients]'")
+
+
+def installed(name: str) -> str:
+    """Which version of a vendor's client is here; "(absent)" if none."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "(absent)"

@@ -104,14 +104,16 @@ class RelayProcess:
         environment: Mapping[str, str] | None = None,
         discover: bool = False,
         token: str = "upstream-secret",
+        upstream: Mapping[str, Any] | None = None,
         **sections: dict[str, Any],
     ) -> None:
+        """`upstream`: what its row says instead of an Arkloop's."""
         directory.mkdir(parents=True, exist_ok=True)
         self.port, self.admin_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.admin_url = f"http://127.0.0.1:{self.admin_port}"
         self.log = directory / "relay.log"
-        upstream = {"name": "main", "provider": "arkloop", "base_url": base_url, "token": token}
+        upstream = upstream or {"name": "main", "provider": "arkloop", "base_url": base_url, "token": token}
         self._environment = {
             **os.environ,
             **(environment or {}),
