@@ -34,7 +34,7 @@ class Coalesce:
 
 
 class CoalescingSubscription(Subscription):
-    __slots__ = ("_key", "_merging", "_under_pressure_only", "pace_s")
+    __slots__ = ("_merging", "_under_pressure_only", "pace_s")
 
     def __init__(
         self, topic: Topic, history: History, cursor: int, wire: AnyWire, types: Types | None, max_bytes: int,
@@ -44,7 +44,11 @@ class CoalescingSubscription(Subscription):
         self.pace_s = coalesce.step_s
         self._under_pressure_only = not coalesce.pace_ms
         self._merging = not self._under_pressure_only
-        self._key = ("coalesced", wire.key, types)
+
+    @property
+    def _key(self) -> Hashable:
+        """Of the wire as it is now: a WebSocket learns only in its handshake which one it is."""
+        return ("coalesced", self.wire.key, self.types)
 
     @property
     def share(self) -> Hashable:

@@ -124,3 +124,17 @@ async def test_the_end_is_told_to_those_who_were_held_back(topic: Topic) -> None
     topic.learn(LogState(last_seq=2, status="completed", sealed=True))
     await until(lambda: paced.dismissals)
     assert paced.seqs == [1, 2]
+
+
+async def test_who_negotiated_compression_after_it_subscribed_shares_nothing_with_who_did_not(topic: Topic) -> None:
+    plain, compressed = [
+        CoalescingSubscription(topic, NOWHERE, 0, Wire("websocket"), None, 1 << 20, Coalesce(10)) for _ in range(2)
+    ]
+    compressed.wire = Wire("websocket-deflate")
+    assert plain.share != compressed.share
+    for seq in range(1, 501):  # enough to be worth compressing
+        publish(topic, seq)
+    first, second = compressed.take(), plain.take()
+    assert first is not None
+    assert second is not None
+    assert (first.data[0] & 0x40, second.data[0] & 0x40) == (0x40, 0)  # RSV1: compressed
