@@ -10,6 +10,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Protocol, cast
 
 from aiohttp import web
@@ -86,10 +87,11 @@ class TransportConnection:
 def reset_at_close(transport: asyncio.Transport) -> None:
     """An HTTP/1.0 body ends where the connection does, so only a reset can say that it did not end properly."""
     sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        # A duplicate, because the loop's own socket object does not let us set options everywhere.
-        with socket.fromfd(sock.fileno(), sock.family, socket.SOCK_STREAM) as same:
-            same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.fileno() < 0:
+        return  # or the client is gone, and needs to be told nothing
+    # A duplicate, because the loop's own socket object does not let us set options everywhere.
+    with suppress(OSError), socket.fromfd(sock.fileno(), sock.family, socket.SOCK_STREAM) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def bound_backlog(sockets: Iterable[socket.socket], most: int) -> None:
