@@ -135,8 +135,10 @@ class App:
                 tasks.create_task(self._pulse.run(), name="pulse"),
                 tasks.create_task(self._watch_server(stop), name="embedded server watch"),
             ]
+            # A group of their own: when one of ours breaks, viewers still get theirs, until the listener is closed.
+            viewers = await stack.enter_async_context(asyncio.TaskGroup())
             try:
-                await self._serve(stack, tasks.create_task, admit, upstreams, hub, ingestor)
+                await self._serve(stack, viewers.create_task, admit, upstreams, hub, ingestor)
                 health.unready = None
                 if self._listeners is None:
                     announce(self.settings, self._store.url, address=self.address, admin=self.admin_address)

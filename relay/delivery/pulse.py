@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Final, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from relay import telemetry
 from relay.core.errors import Overloaded
@@ -24,6 +24,9 @@ _BEATS: Final = 256
 """So many streams are looked after at once."""
 _TOLD_PER_S: Final = 20.0
 """So few reconnects are no storm anywhere: a window that would tell fewer is shortened."""
+
+
+_What = TypeVar("_What")
 
 
 class Beating(Protocol):
@@ -142,7 +145,7 @@ class Pulse:
             # As many of those that are left as keeps the pace even, whoever has come or gone since.
             owed += len(self._streams) * min(1.0, _TICK_S / (until - now))
             for stream in random.sample(tuple(self._streams), min(int(owed), len(self._streams))):
-                stream.say_goodbye(goodbye)
+                _alone(stream.say_goodbye, goodbye)
             owed %= 1
             await asyncio.sleep(min(_TICK_S, until - now))
             now = time.monotonic()
@@ -151,7 +154,7 @@ class Pulse:
         """Let nobody in any more, and tell everybody who is left."""
         self._draining = True
         for stream in tuple(self._streams):
-            stream.say_goodbye(goodbye)
+            _alone(stream.say_goodbye, goodbye)
 
     async def run(self) -> None:
         """For ever."""
@@ -159,9 +162,17 @@ class Pulse:
             await asyncio.sleep(1.0)
             for number, stream in enumerate(tuple(self._streams), 1):
                 if stream in self._streams:
-                    stream.beat(time.monotonic())
+                    _alone(stream.beat, time.monotonic())
                 if number % _BEATS == 0:
                     await asyncio.sleep(0)  # ten thousand beats take tens of milliseconds: events do not wait for them
+
+
+def _alone(do: Callable[[_What], None], what: _What) -> None:
+    """What breaks for one stream breaks for no other, and does not stop the pulse."""
+    try:
+        do(what)
+    except Exception:
+        telemetry.logger().exception("stream.crashed")
 
 
 def _jitter(low: float, high: float) -> float:
