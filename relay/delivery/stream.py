@@ -270,6 +270,11 @@ class Stream:
         """Called by the crowd: what comes next is to be done alone."""
         self._wake_up()
 
+    def cut(self) -> None:
+        """Called by the crowd: what it was told last did not reach the connection."""
+        self._connection.abort()
+        self._wake_up()
+
     def _part(self) -> None:
         if self._crowd is not None:
             self._read_off()

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 class Member(Protocol):
     @property
     def write(self) -> Callable[[bytes], None]:
-        """Never waits, never raises."""
+        """Never waits. Where it raises all the same, this member alone is cut."""
+
+    def cut(self) -> None:
+        """What it was told last could not be written, so nothing more may be: end, not properly."""
 
     def dismissed(self) -> None:
         """What comes next each does alone: leave."""
@@ -65,9 +68,16 @@ class Crowd:
             self.written_at = time.monotonic()
             self.told = part.told
             self._delivered.inc(part.sent * len(self.members))
-            for write in tuple(self.members.values()):
-                write(data)
+            self._write(data)
         return self.front.waiting
+
+    def _write(self, data: bytes) -> None:
+        for member, write in zip(tuple(self.members), tuple(self.members.values()), strict=True):
+            try:
+                write(data)
+            except Exception as error:  # whatever it was: the others get their bytes, and this one never a gap
+                telemetry.logger().warning("viewer.cut", error=repr(error))
+                member.cut()
 
     def dismiss(self) -> None:
         for member in tuple(self.members):

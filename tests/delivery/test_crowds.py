@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -201,6 +202,29 @@ async def test_readers_at_one_place_are_written_the_very_same_bytes_object() -> 
     assert [len(one) for one in got] == [2, 2, 2]
     assert all(first is second is third for first, second, third in zip(*got, strict=True))
     assert len(world.topic.crowds) == 1
+    for reader in world.readers:
+        reader.connection.leaves()
+    await world.until(lambda: all(reader.task.done() for reader in world.readers))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no transport"), OSError(9, "bad"), MemoryError()])
+async def test_one_whose_write_raises_is_cut_and_the_others_get_their_bytes(error: Exception) -> None:
+    world = World()
+    for _ in range(3):
+        world.join(0, 10_000, 0)
+
+    def broken(_: bytes) -> None:
+        raise error
+
+    world.readers[1].stream.write = broken
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for count in (2, 3):
+        world.publish(count)
+        await world.until(lambda: world.readers[2].seqs == world.readers[2].wanted(world.events))
+    assert [reader.seqs for reader in world.readers] == [[1, 2, 3, 4, 5], [], [1, 2, 3, 4, 5]]
+    assert world.readers[1].connection.closing
+    await world.until(world.readers[1].task.done)
     for reader in world.readers:
         reader.connection.leaves()
     await world.until(lambda: all(reader.task.done() for reader in world.readers))

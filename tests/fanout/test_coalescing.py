@@ -42,6 +42,9 @@ class Reader:
     def dismissed(self) -> None:
         self.dismissals += 1
 
+    def cut(self) -> None:
+        raise AssertionError
+
     def moved(self, crowd: Crowd) -> None:
         self.crowd = crowd
 
