@@ -17,6 +17,9 @@ from aiohttp import web
 
 from relay.delivery.stream import Flow
 
+TAKING_S = 30.0
+"""How long a client to whom nothing more is written may take nothing of what was."""
+
 
 class Telling(Protocol):
     """aiohttp's protocol, as this listener has it: it tells whoever attends to it."""
@@ -77,11 +80,30 @@ class TransportConnection:
     def part(self) -> None:
         """Cut after what was written: the missing last chunk tells an HTTP/1.1 client that this was no proper end."""
         self._reset_if_ambiguous()
-        self._transport.close()
+        close_in_time(self._transport)
 
     def _reset_if_ambiguous(self) -> None:
         if not self._http_1_1:
             reset_at_close(self._transport)
+
+
+def close_in_time(transport: asyncio.Transport) -> None:
+    """Close once what was written is taken. A client that takes nothing of it for so long is cut, and it thrown away."""
+    transport.close()
+    _watch(transport, transport.get_write_buffer_size())
+
+
+def _watch(transport: asyncio.Transport, left: int) -> None:
+    if left:
+        asyncio.get_running_loop().call_later(TAKING_S, _look_again, transport, left)
+
+
+def _look_again(transport: asyncio.Transport, before: int) -> None:
+    left = transport.get_write_buffer_size()
+    if left >= before:
+        transport.abort()
+    else:
+        _watch(transport, left)
 
 
 def reset_at_close(transport: asyncio.Transport) -> None:

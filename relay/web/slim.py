@@ -26,7 +26,7 @@ from aiohttp.web_urldispatcher import UrlMappingMatchInfo
 
 from relay import telemetry
 from relay.delivery.compression import CarrierCompressed
-from relay.delivery.connection import reset_at_close
+from relay.delivery.connection import TAKING_S, close_in_time, reset_at_close
 from relay.delivery.http import EventStream
 from relay.delivery.stream import Flow
 from relay.delivery.turns import Turns
@@ -116,7 +116,10 @@ class Slim:
     def _sweep(self) -> None:
         now = self._loop.time()
         for connection in [one for one, until in self.deadlines.items() if until <= now]:
-            connection.abort()
+            if connection.takes:
+                self.deadlines[connection] = now + TAKING_S
+            else:
+                connection.abort()
         self._sweeping = self._loop.call_later(1.0, self._sweep) if self.deadlines else None
 
     def awaits_no_more(self, connection: Connection) -> None:
@@ -129,7 +132,7 @@ class Slim:
     async def shutdown(self, timeout_s: float) -> None:
         """Idle connections are closed at once; the others get `timeout_s` to end their answers."""
         for connection in tuple(self.deadlines):
-            connection.abort()
+            connection.retire()
         until = self._loop.time() + timeout_s
         for connection in self.connections:
             connection.last = True
@@ -144,7 +147,7 @@ class Slim:
 class Connection(BaseProtocol):
     """One connection, for as long as only streams are asked for on it. What a `Viewer` wants of one, too."""
 
-    __slots__ = ("_ahead", "_busy", "_http_1_1", "_keep_alive", "_opening", "_slim", "flow", "last", "write")
+    __slots__ = ("_ahead", "_busy", "_http_1_1", "_keep_alive", "_left", "_opening", "_slim", "flow", "last", "write")
 
     ssl_context = peername = sockname = None
     """Of no interest to any route; asking the system for them would cost every viewer a call."""
@@ -159,6 +162,8 @@ class Connection(BaseProtocol):
         self._opening: asyncio.Task[None] | None = None
         self._http_1_1 = self._keep_alive = True
         """Of the request that is being answered."""
+        self._left = 0
+        """Bytes of the last answer that its client had not taken when we last looked."""
         self.last = False
         """No more requests on this connection."""
         self.flow: Flow | None = None
@@ -271,8 +276,9 @@ class Connection(BaseProtocol):
             return
         self._busy = False
         if not self._keep_alive or self.last:
-            transport.close()
+            close_in_time(transport)
             return
+        self._left = self.backlog
         self._slim.await_request(self, self._slim.head_s if self._ahead else IDLE_S)
         if self._reading_paused:
             self._reading_paused = False
@@ -301,6 +307,12 @@ class Connection(BaseProtocol):
     def full(self) -> bool:
         return self._paused
 
+    @property
+    def takes(self) -> bool:
+        """Its client still takes what is left of the last answer, and has taken some since this was last asked."""
+        before, self._left = self._left, self.backlog
+        return 0 < self._left < before
+
     async def drained(self) -> None:
         await self._drain_helper()
 
@@ -317,10 +329,17 @@ class Connection(BaseProtocol):
             self._reset_if_ambiguous(self.transport)
             self.transport.abort()
 
+    def retire(self) -> None:
+        """It is awaited no longer that something is asked for; what is left of the last answer is still sent."""
+        if self.backlog and self.transport is not None:
+            close_in_time(self.transport)
+        else:
+            self.abort()
+
     def part(self) -> None:
         if self.transport is not None:
             self._reset_if_ambiguous(self.transport)
-            self.transport.close()
+            close_in_time(self.transport)
 
     def _reset_if_ambiguous(self, transport: asyncio.Transport) -> None:
         if self._busy and not self._http_1_1:
