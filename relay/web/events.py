@@ -147,7 +147,8 @@ def _accepts(accepted: str, *, named: bool) -> Form | None:
             return known[kind]
         # A wildcard: the first of ours that was not refused by name.
         ours = [name for name in known if name and "*" not in name and name not in refused and _covers(kind, name)]
-        return known[ours[0]]
+        if ours:
+            return known[ours[0]]
     raise NotAcceptable("Accept one of: text/event-stream, application/json, application/x-ndjson")
 
 
