@@ -29,7 +29,7 @@ class Turns:
         """`share`: how many units one of the line is thought to take."""
         self._budget = self._left = budget
         self._share = share
-        self._line: deque[Callable[[], None]] = deque()
+        self._line: deque[Callable[[], object]] = deque()
         self._renewing = False
 
     @property
@@ -41,12 +41,15 @@ class Turns:
         self._left -= units
         self._renew_soon()
 
-    def ask(self, go: Callable[[], None]) -> None:
-        """Call `go` when its turn has come: at the next turn of the loop at the earliest."""
+    def ask(self, go: Callable[[], object]) -> None:
+        """Call `go` when its turn has come: at the next turn of the loop at the earliest.
+
+        It returns False if there was nothing to do.
+        """
         self._line.append(go)
         self._renew_soon()
 
-    def take(self, go: Callable[[], None]) -> None:
+    def take(self, go: Callable[[], object]) -> None:
         """Call `go` at once if nobody is waiting and something is left of this turn, else when its turn has come."""
         if self.open:
             self.spend(self._share)
@@ -74,7 +77,8 @@ class Turns:
         self._renewing = False
         self._left = self._budget
         for _ in range(min(len(self._line), max(1, self._budget // self._share))):
-            self._line.popleft()()
+            while self._line and self._line.popleft()() is False:
+                pass  # one who is gone takes nobody's turn
         if self._line:
             self._renew_soon()
 

@@ -147,7 +147,19 @@ class Slim:
 class Connection(BaseProtocol):
     """One connection, for as long as only streams are asked for on it. What a `Viewer` wants of one, too."""
 
-    __slots__ = ("_ahead", "_busy", "_http_1_1", "_keep_alive", "_left", "_opening", "_slim", "flow", "last", "write")
+    __slots__ = (
+        "_ahead",
+        "_busy",
+        "_http_1_1",
+        "_keep_alive",
+        "_left",
+        "_opening",
+        "_queued",
+        "_slim",
+        "flow",
+        "last",
+        "write",
+    )
 
     ssl_context = peername = sockname = None
     """Of no interest to any route; asking the system for them would cost every viewer a call."""
@@ -159,6 +171,8 @@ class Connection(BaseProtocol):
         """What was read and belongs to no request yet, or to one that is not whole."""
         self._busy = False
         """A request is being answered."""
+        self._queued = False
+        """It has its place in the line of those who ask for something; however much it sends, one is enough."""
         self._opening: asyncio.Task[None] | None = None
         self._http_1_1 = self._keep_alive = True
         """Of the request that is being answered."""
@@ -190,7 +204,7 @@ class Connection(BaseProtocol):
             self._slim.await_request(self, self._slim.head_s)
         self._ahead += data
         if not self._busy:
-            self._slim.arrivals.take(self._read)
+            self._queue()
         elif len(self._ahead) > _AHEAD and not self._reading_paused:
             self._reading_paused = True
             self._pause_transport_reading()
@@ -206,15 +220,25 @@ class Connection(BaseProtocol):
             self.flow.resumed()
 
     # --- requests ---------------------------------------------------------------------------------------------------
-    def _read(self) -> None:
-        if self._busy or self.closing or not self._ahead:  # its turn came late
-            return
+    def _queue(self) -> None:
+        if not self._queued:
+            self._queued = True
+            self._slim.arrivals.take(self._read)
+
+    def _read(self) -> bool:
+        """Its turn has come; false if that is too late."""
+        self._queued = False
+        if self._busy or self.closing or not self._ahead:
+            return False
         head, mark, rest = self._ahead.partition(b"\r\n\r\n")
-        if not mark:
-            if len(head) > self._slim.head_bytes or not _HEAD_LIKE.fullmatch(head):
-                self._hand_over()
-            return
-        found = self._slim.request(self, head + mark)
+        if mark:
+            self._take(head + mark, rest)
+        elif len(head) > self._slim.head_bytes or not _HEAD_LIKE.fullmatch(head):
+            self._hand_over()
+        return True
+
+    def _take(self, head: bytes, rest: bytes) -> None:
+        found = self._slim.request(self, head)
         if found is None:
             self._hand_over()
             return
@@ -284,7 +308,7 @@ class Connection(BaseProtocol):
             self._reading_paused = False
             self._resume_transport_reading()
         if self._ahead:
-            self._slim.arrivals.take(self._read)
+            self._queue()
 
     # --- what a stream wants of its connection ----------------------------------------------------------------------
     def put(self, data: bytes) -> None:

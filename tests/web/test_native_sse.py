@@ -549,7 +549,9 @@ async def test_accept_chooses_the_representation(
     assert (raw.status, raw.headers["content-type"]) == (200, content_type)
 
 
-@pytest.mark.parametrize("accept", ["image/png", "text/html", "application/xml, text/plain", "x", "text/*, text/event-stream;q=0"])
+@pytest.mark.parametrize(
+    "accept", ["image/png", "text/html", "application/xml, text/plain", "x", "text/*, text/event-stream;q=0"]
+)
 async def test_an_accept_we_cannot_serve_is_406(upstream: ScriptedUpstream, redis_url: str, accept: str) -> None:
     async with running(upstream.url, redis_url) as relay:
         raw = await fetch(relay.url, target("r"), {"Accept": accept})
