@@ -25,6 +25,8 @@ class Telling(Protocol):
     """aiohttp's protocol, as this listener has it: it tells whoever attends to it."""
 
     flow: Flow | None
+    ends_by_close: bool
+    """What is being answered ends where the connection does, as an HTTP/1.0 body."""
 
     @property
     def writing_paused(self) -> bool: ...
@@ -71,6 +73,7 @@ class TransportConnection:
 
     def attend(self, listener: Flow | None) -> None:
         self._protocol.flow = listener
+        self._protocol.ends_by_close = listener is not None and not self._http_1_1
 
     def abort(self) -> None:
         """Cut, throwing away what was not sent yet."""

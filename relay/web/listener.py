@@ -20,6 +20,7 @@ from aiohttp import web
 from relay import telemetry
 from relay.core.errors import StartupError
 from relay.core.events import encode
+from relay.delivery.connection import reset_at_close
 from relay.delivery.stream import Flow
 from relay.web.door import DOOR
 from relay.web.options import LimitOptions
@@ -29,11 +30,18 @@ from relay.web.slim import Slim, Spawn
 class _Protocol(web.RequestHandler):
     """One connection."""
 
-    __slots__ = ("flow",)
+    __slots__ = ("ends_by_close", "flow")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.flow: Flow | None = None
+        self.ends_by_close = False
+
+    def eof_received(self) -> None:
+        """As the slim listener does: a close would look like a proper end (`relay.web.slim`)."""
+        if self.ends_by_close and self.transport is not None:
+            reset_at_close(self.transport)
+            self.transport.abort()
 
     def pause_writing(self) -> None:
         super().pause_writing()

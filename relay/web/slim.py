@@ -209,6 +209,11 @@ class Connection(BaseProtocol):
             self._reading_paused = True
             self._pause_transport_reading()
 
+    def eof_received(self) -> None:
+        """The client says no more, and we take it for gone: closed politely, an HTTP/1.0 body would look complete."""
+        if self._busy and not self._http_1_1:
+            self.abort()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         if self.flow is not None:

@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 
 from relay.delivery import connection as connections
 from relay.web import slim
 from tests.support.relay import RunningRelay, running
 from tests.support.upstream import ScriptedUpstream
-from tests.web.raw import PATIENCE_S, Raw, events
+from tests.web.raw import PATIENCE_S, Raw, connection, events
 
 STARTED = ("run.started", {})
 LARGE = ("run.note", {"text": "x" * 900_000})
@@ -119,3 +120,35 @@ async def test_who_takes_nothing_any_more_is_not_kept(
             assert mine.backlog
             await until(lambda: mine not in mine._slim.connections)
             assert mine.backlog == 0
+
+
+@pytest.mark.parametrize("loop", [asyncio.run, uvloop.run])
+@pytest.mark.parametrize("owner", ["slim", "aiohttp"])
+def test_a_client_that_says_no_more_is_never_told_a_proper_end_of_a_run_that_goes_on(
+    redis_url: str, owner: str, loop: Any
+) -> None:
+    """Over HTTP/1.0 a body ends where the connection does."""
+
+    async def check() -> None:
+        async with ScriptedUpstream(token="upstream-secret") as upstream:
+            target = f"/v1/runs/{upstream.add_run([STARTED])}/events"
+            async with running(upstream.url, redis_url) as relay:
+                async with (connection if owner == "slim" else owned)(relay.url) as raw:
+                    await raw.ask(target, version="1.0")
+                    await raw.until(b"id: 1\n")
+                    raw._writer.write_eof()
+                    await raw.rest()
+                    assert raw.was_reset
+                await until(lambda: not relay.app._pulse.count)
+
+    loop(check())
+
+
+@asynccontextmanager
+async def owned(url: str) -> AsyncIterator[Raw]:
+    """A connection that aiohttp serves."""
+    async with connection(url) as raw:
+        await raw.ask("/ui/app.css")
+        await raw.answer()
+        raw.data = b""
+        yield raw
