@@ -263,6 +263,8 @@ class Connection(BaseProtocol):
         if self._paused:  # by what an answer before this request has left behind
             protocol.pause_writing()
         protocol.data_received(ahead)
+        if not protocol._request_count:  # not one whole head
+            asyncio.get_running_loop().call_later(self._slim.head_s, _cut_if_mute, protocol, transport)
 
     async def _answer(self, request: web.Request, endpoint: Endpoint) -> None:
         self._http_1_1, self._keep_alive = request.version >= (1, 1), request.keep_alive and not self.last
@@ -376,6 +378,12 @@ class Connection(BaseProtocol):
 
 
 _WRITTEN: Final[dict[str, str]] = {}
+
+
+def _cut_if_mute(protocol: web.RequestHandler, transport: asyncio.Transport) -> None:
+    """aiohttp would wait for the rest of a first head for as long as it keeps a connection alive."""
+    if not protocol._request_count:
+        transport.abort()
 
 
 def _nowhere(_: bytes) -> None:
