@@ -89,6 +89,8 @@ class Gathering:
         self.principal = principal
         self.found: set[RunKey] = set()
         """Of a reader with a cursor for all of them: the runs that are read, or were and have ended."""
+        self.refused: set[RunKey] = set()
+        """Those that can never be had: nobody who finds them again need ask."""
         self._remembers = cursor is not None
         self._desk = desk
         self._multiplex = multiplex
@@ -159,6 +161,8 @@ class Gathering:
         """It can never be had: the cursor need not speak of it."""
         for key in self._desk.names(wish):
             self._multiplex.tally.drop(key)
+            if self._remembers:  # who names its runs itself may name any number
+                self.refused.add(key)
 
     async def _once(self, wish: Wish) -> None:
         key = await self._desk.find(wish, self.principal)

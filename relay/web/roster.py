@@ -193,7 +193,8 @@ class Children:
         try:
             names = await self._looks.children(key)
             for child in names:
-                if child not in self._gathering and RunKey(key.upstream, child) not in self._gathering.found:
+                known = self._gathering.found | self._gathering.refused
+                if child not in self._gathering and RunKey(key.upstream, child) not in known:
                     self._gathering.want(replace(self._like, run_id=child, upstream=key.upstream))
         except RelayError as error:
             return error.status not in LATER
