@@ -33,6 +33,8 @@ class Admission:
     """Steps that were accepted because this read was a confirming one."""
     unconfirmed: Step | None = None
     """A step that must be confirmed first; this and all later drafts were left out."""
+    turns: list[tuple[int, str]] = field(default_factory=list)
+    """Seqs whose events changed the run's status, and what it is from there on."""
 
 
 class Run:
@@ -63,7 +65,10 @@ class Run:
                 continue
             if seq > self.last_seq + 1 and not self._accept_step(seq, draft, admission, confirming=confirming):
                 break
+            status = self.status
             admission.events.append(self._take(seq, draft))
+            if self.status != status:
+                admission.turns.append((seq, self.status))
         return admission
 
     def _accept_step(self, seq: int, draft: Draft, admission: Admission, *, confirming: bool) -> bool:

@@ -67,6 +67,8 @@ class Pump(Tenure):
         self._run = Run(key.run_id)
         self._fields: dict[str, str] = {}
         """Changes of the run's state that ride on the next append."""
+        self._turns: list[tuple[int, str]] = []
+        """Changes of its status: each rides with the event that says so, for a state must never know more than the log."""
         self._doubt_at = math.inf
         """From then on silence is looked into."""
         self._asked_at = 0.0
@@ -101,17 +103,26 @@ class Pump(Tenure):
         self.lease = claim.lease
         self.durable_seq = claim.state.last_seq
         self.decided.set()
-        self._fields = {}
+        self._fields, self._turns = {}, []
         self._missing = self._unended = 0
         state = claim.state
-        status = state.status
-        if not state.last_seq:
-            status = "running"
-        elif not state.status_known:  # the hash is gone, its log is not: whether the run has ended stands in there
-            status = status_after(await self._log.tail(self.key, _TAIL))
-            self._fields["status"] = status
+        status = state.status if state.last_seq else "running"
+        if state.last_seq and (status in TERMINAL or not state.status_known):
+            # The hash may be gone, or the end of the log: whether the run has ended stands in there and nowhere else.
+            status = await self._logged_status(state.status)
+            if status != state.status or not state.status_known:
+                self._fields["status"] = status
         self._run = Run(self.key.run_id, last_seq=state.last_seq, status=status, contiguous=state.contiguous)
         self._linger_until = time.monotonic() + self._options.linger_s if self._run.ended else None
+
+    async def _logged_status(self, noted: str) -> str:
+        """What the log's last events say. An end that was noted is looked for in all of it before it is not believed."""
+        events = await self._log.tail(self.key, _TAIL)
+        status = found = status_after(events)
+        while events and found not in TERMINAL and noted in TERMINAL:
+            events = await self._log.tail(self.key, _TAIL, before=events[0].seq)
+            found = status_after(events)
+        return found if found in TERMINAL else status
 
     # --- resume -----------------------------------------------------------------------------------------------------
     async def _resume(self) -> None:
@@ -231,11 +242,10 @@ class Pump(Tenure):
 
     def _admit(self, drafts: Sequence[Draft], *, confirming: bool = False) -> Admission:
         """Admit, and note what that says of the run."""
-        prev, was_ended, status = self._run.last_seq, self._run.ended, self._run.status
+        prev, was_ended = self._run.last_seq, self._run.ended
         admission = self._run.admit(drafts, confirming=confirming)
         self._count(admission)
-        if self._run.status != status:
-            self._fields["status"] = self._run.status
+        self._turns += admission.turns
         if not self._run.contiguous:
             self._fields["contiguous"] = "0"
         if self._run.head_lost and not prev:  # said once: from then on the floor only moves by trimming
@@ -264,18 +274,22 @@ class Pump(Tenure):
     async def _append(self, events: Sequence[Event], fields: dict[str, str], prev: int | None = None) -> None:
         assert self.lease is not None
         at = self._run.last_seq if prev is None else prev
-        fields = {**self._fields, **fields}
         for part in parts(events):
-            await self._committer.append(Append(self.lease, at, part, fields))
+            await self._committer.append(Append(self.lease, at, part, self._due(part) | fields))
             at = part[-1].seq if part else at
             self.durable_seq = at
             fields = {}
-        self._fields = {}
 
     def _appending(self, events: Sequence[Event]) -> Append:
         assert self.lease is not None
+        return Append(self.lease, self.durable_seq, events, self._due(events))
+
+    def _due(self, events: Sequence[Event]) -> dict[str, str]:
+        """What is to be noted of the run together with these. If they are refused, all begins anew from the log."""
         fields, self._fields = self._fields, {}
-        return Append(self.lease, self.durable_seq, events, fields)
+        while self._turns and events and self._turns[0][0] <= events[-1].seq:
+            fields["status"] = self._turns.pop(0)[1]
+        return fields
 
     def _appended(self, last_seq: int) -> None:
         self.durable_seq = last_seq

@@ -1,0 +1,128 @@
+"""The end of a run and its log: what is noted of it is never ahead of what is written, whatever breaks in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from relay.core.errors import StoreUnavailable
+from relay.core.events import Draft, Event
+from relay.core.ids import RunKey
+from relay.ingest.options import IngestOptions
+from relay.ingest.pump import Pump
+from relay.store.log import Append, Claim, Lease, LogState
+
+KEY = RunKey("main", "r")
+LEASE = Lease(KEY, "owner", "1")
+
+
+class Redis:
+    """A log and its committer in one: keeps what is appended, until it goes away after `lives` appends."""
+
+    def __init__(self, lives: int = 1000) -> None:
+        self.lives = lives
+        self.rows: list[Event] = []
+        self.state: dict[str, str] = {}
+        self.appends: list[Append] = []
+        self.sealed: str | None = None
+
+    async def append(self, append: Append) -> None:
+        if self.lives <= 0:
+            raise StoreUnavailable("away")
+        self.lives -= 1
+        self.appends.append(append)
+        self.rows += append.events
+        self.state |= append.fields
+
+    async def tail(self, key: RunKey, most: int, *, before: int | None = None) -> list[Event]:
+        return [row for row in self.rows if before is None or row.seq < before][-most:]
+
+    async def seal(self, lease: Lease, *, prev: int, status: str) -> None:
+        self.sealed = status
+
+    def claim(self) -> Claim:
+        last_seq = self.rows[-1].seq if self.rows else 0
+        status = self.state.get("status", "running")
+        return Claim(LEASE, LogState(last_seq=last_seq, status=status, status_known="status" in self.state))
+
+
+class Clock:
+    name = "main"
+
+    def now_s(self) -> float:
+        return 0.0
+
+
+def pump_of(redis: Redis, **options: float) -> Pump:
+    every = IngestOptions(**cast(Any, {"backoff_base_s": 0.001, "backoff_cap_s": 0.002, **options}))
+    pump = Pump(KEY, cast(Any, Clock()), cast(Any, redis), cast(Any, redis), every, 1_000_000)
+    pump.lease = LEASE
+    return pump
+
+
+def drafts(count: int, **kinds: str) -> list[Draft]:
+    """`count` events, of which some (`at_7="run.completed"`) are not text."""
+    every = ((seq, kinds.get(f"at_{seq}", "message.delta")) for seq in range(1, count + 1))
+    return [Draft(seq, kind, {"seq": seq, "type": kind, "data": {}}) for seq, kind in every]
+
+
+async def test_an_end_that_was_not_written_is_not_noted() -> None:
+    """The batch is split, and Redis goes away between its two parts."""
+    redis = Redis(lives=1)
+    with pytest.raises(StoreUnavailable):
+        await pump_of(redis)._take(drafts(600, at_600="run.completed"))
+    assert redis.rows[-1].seq < 600
+    assert "status" not in redis.state
+    redis.lives = 1000
+    pump = pump_of(redis)
+    await pump._begin(redis.claim())
+    assert not pump._over()
+    assert not pump._run.ended
+
+
+@pytest.mark.parametrize("at", [1, 300, 512, 513, 600])
+async def test_an_end_is_noted_with_the_very_part_that_holds_it(at: int) -> None:
+    """Also if many events follow: one that is in the log but not noted would be written a second time."""
+    redis = Redis()
+    await pump_of(redis)._take(drafts(600, **{f"at_{at}": "run.completed"}))
+    assert len(redis.appends) == 2
+    [noted] = [append for append in redis.appends if "status" in append.fields]
+    assert at in [event.seq for event in noted.events]
+
+
+async def test_of_two_ends_in_one_batch_each_part_notes_its_own() -> None:
+    redis = Redis()
+    await pump_of(redis)._take(drafts(600, at_10="run.completed", at_600="run.failed"))
+    assert [append.fields.get("status") for append in redis.appends] == ["completed", "failed"]
+
+
+async def test_the_same_holds_for_what_a_stream_pushes() -> None:
+    pump = pump_of(Redis())
+    events = pump._admit(drafts(3, at_1="run.waiting_for_input", at_3="run.completed")).events
+    assert [_status(pump, [event]) for event in events] == ["waiting_for_input", None, "completed"]
+
+
+def _status(pump: Pump, part: Sequence[Event]) -> str | None:
+    return pump._appending(part).fields.get("status")
+
+
+async def test_a_noted_end_that_is_not_in_the_log_is_not_believed() -> None:
+    """As after an operator's XDEL, or by an owner of an earlier version."""
+    redis = Redis()
+    await pump_of(redis)._take(drafts(600))
+    redis.state["status"] = "completed"
+    pump = pump_of(redis)
+    await pump._begin(redis.claim())
+    assert not pump._run.ended
+    await pump._append([], {"primed": "1"})
+    assert redis.state["status"] == "running"
+
+
+async def test_a_noted_end_with_very_many_events_behind_it_is_believed() -> None:
+    redis = Redis()
+    await pump_of(redis)._take(drafts(1700, at_2="run.cancelled"))
+    pump = pump_of(redis, linger_s=0.0)
+    await pump._begin(redis.claim())
+    assert pump._over()
