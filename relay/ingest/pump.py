@@ -44,6 +44,8 @@ RETRY_AFTER_S: Final = 30.0
 """An upstream may ask for patience, but not for more than this: somebody is watching."""
 _SILENT_S: Final = 1.0
 """How long a stream that was just opened may say nothing before we ask whether the run has ended."""
+_RECONCILE_S: Final = 600.0
+"""For so long after its end we try to read what a run's upstream has behind it, before it is sealed without."""
 _LAG_EVERY_S: Final = 1.0
 """How often a run's lag is measured."""
 _HEALTHY_S: Final = 5.0
@@ -138,15 +140,30 @@ class Pump(Tenure):
                 backoff = self._backoff()
             elif not self._over():
                 backoff = await self._after_failure(backoff, ending)
-        await self._drain()  # a finished run is reconciled once: what came in the last moment is not lost
+        await self._reconcile()
+
+    async def _reconcile(self) -> None:
+        """Read a finished run to its end once more: what came in the last moment is not lost."""
+        backoff = self._backoff()
+        while (ending := await self._drain()).reason != "eof" and not self._given_up(ending):
+            backoff = await self._after_failure(backoff, ending)
+
+    def _given_up(self, ending: Ending) -> bool:
+        """Whether nothing more will come of a run that has ended: nobody knows it, or not within reason."""
+        if not self._over():
+            return False
+        if ending.reason == "gone":
+            self._missing += 1
+        assert self._linger_until is not None
+        gone, late = self._missing >= GONE, time.monotonic() >= self._linger_until + _RECONCILE_S
+        if gone or late:
+            self._say.warning("run.unreconciled", reason=ending.reason, last_seq=self._run.last_seq)
+        return gone or late
 
     async def _prime(self) -> None:
         """Bring the log up to what the upstream has now, so that readers who do not follow get all of it."""
         backoff = self._backoff()
-        while not self._over():
-            ending = await self._drain()
-            if ending.reason == "eof":
-                break
+        while (ending := await self._drain()).reason != "eof" and not self._given_up(ending):
             backoff = await self._after_failure(backoff, ending)
         await self._append([], {"primed": "1"})
         # It may have ended without a word. But first the live stream, which says more, and viewers wait for it.
@@ -330,6 +347,7 @@ class Pump(Tenure):
         self._missing += 1
         if self._missing >= GONE and not self._run.ended:
             await self._write_end("failed", "the upstream no longer knows this run")
+            self._missing = GONE  # it was asked for often enough
 
     async def _write_end(self, status: str, reason: str) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -349,7 +367,7 @@ class Pump(Tenure):
     # --- small ------------------------------------------------------------------------------------------------------
     async def _pause(self, backoff: Backoff, floor_s: float = 0.0) -> None:
         pause_s = max(floor_s, backoff.pause_s(random.random()))  # noqa: S311  (jitter, not a secret)
-        if self._linger_until is not None:
+        if self._linger_until is not None and not self._over():
             pause_s = min(pause_s, max(0.0, self._linger_until - time.monotonic()))
         await asyncio.sleep(pause_s)
 

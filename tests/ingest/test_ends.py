@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,8 +11,10 @@ import pytest
 from relay.core.errors import StoreUnavailable
 from relay.core.events import Draft, Event
 from relay.core.ids import RunKey
+from relay.ingest import pump as pump_module
 from relay.ingest.options import IngestOptions
-from relay.ingest.pump import Pump
+from relay.ingest.pump import GONE, Pump
+from relay.ingest.source import Ending
 from relay.store.log import Append, Claim, Lease, LogState
 
 KEY = RunKey("main", "r")
@@ -126,3 +129,57 @@ async def test_a_noted_end_with_very_many_events_behind_it_is_believed() -> None
     pump = pump_of(redis, linger_s=0.0)
     await pump._begin(redis.claim())
     assert pump._over()
+
+
+# --- before the seal --------------------------------------------------------------------------------------------------
+def finished(redis: Redis, monkeypatch: pytest.MonkeyPatch, *drains: str) -> tuple[Pump, list[str]]:
+    """A pump of a run that has ended, whose upstream answers each drain so (the last word for ever)."""
+    monkeypatch.setattr(pump_module, "MISSING_PAUSE_S", 0.001)
+    pump, left, done = pump_of(redis, linger_s=0.0), list(drains), list[str]()
+
+    async def drain() -> Ending:
+        word = left.pop(0) if len(left) > 1 else left[0]
+        done.append(word)
+        if word == "eof" and len(redis.rows) == 2:
+            await pump._take(drafts(3), confirming=True)
+        return Ending(word)
+
+    monkeypatch.setattr(pump, "_drain", drain)
+    return pump, done
+
+
+async def ended(redis: Redis) -> Claim:
+    await pump_of(redis)._take(drafts(2, at_2="run.completed"))
+    return redis.claim()
+
+
+async def test_a_finished_run_is_sealed_only_when_it_was_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    redis = Redis()
+    claim = await ended(redis)
+    pump, drained = finished(redis, monkeypatch, "unreachable", "reset", "busy", "gone", "stall", "eof")
+    async with asyncio.timeout(10):
+        await pump._own(claim)
+    assert drained[:6] == ["unreachable", "reset", "busy", "gone", "stall", "eof"]
+    assert redis.rows[-1].seq == 3, "what came behind the end is not lost"
+    assert redis.sealed == "completed"
+
+
+async def test_a_finished_run_that_nobody_knows_any_more_is_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    redis = Redis()
+    claim = await ended(redis)
+    pump, drained = finished(redis, monkeypatch, "unreachable", "gone")
+    async with asyncio.timeout(10):
+        await pump._own(claim)
+    assert drained.count("gone") >= GONE
+    assert redis.sealed == "completed"
+
+
+async def test_a_finished_run_is_not_kept_open_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    redis = Redis()
+    claim = await ended(redis)
+    pump, drained = finished(redis, monkeypatch, "unreachable")
+    monkeypatch.setattr(pump_module, "_RECONCILE_S", 0.05, raising=False)
+    async with asyncio.timeout(10):
+        await pump._own(claim)
+    assert len(drained) > 2
+    assert redis.sealed == "completed"
