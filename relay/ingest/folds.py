@@ -97,6 +97,8 @@ class Folds:
             generation = found.generation
             if fold.as_of_seq < generation - 1:
                 fold = Fold(generation - 1)
+                if not found.fold:  # asked from before this generation, where the log holds nothing
+                    continue
             stored = Fold.restored(found.fold) if found.fold else fold
             if stored is None or found.floor > stored.as_of_seq:
                 telemetry.logger(run_id=known.lease.key.run_id).warning("fold.lost", readable=stored is not None)

@@ -226,6 +226,20 @@ async def test_what_nobody_can_fetch_again_is_trimmed_only_once_it_is_folded(wor
         assert body == shown(events), "nothing is missing, although its rows are gone for ever"
 
 
+async def test_a_new_generation_is_folded_and_trimmed_as_the_first_one_was(world: World) -> None:
+    run, first = key(), 1_000_000
+    log = await world.log(cap=300)
+    await world.claim(log, run)
+    await world.write(log, long_run(100, ["old "]), OWN)
+    await world.write(log, [], {**OWN, "generation": str(first), "floor": str(first - 1), "gone": str(first - 1)})
+    new = [Event(first + i, "message.delta", b'{"seq":%d,"data":{}}' % (first + i)) for i in range(2000)]
+    for start in range(0, len(new), 250):
+        await world.write(log, new[start : start + 250], OWN)
+        await world.fold(log)
+    assert await log.fold_seqs([run]) == [new[-1].seq]
+    assert len((await log.read([(run, 0, 5000)]))[0]) < 1000
+
+
 async def test_what_can_be_fetched_again_is_trimmed_as_ever(world: World) -> None:
     run = key()
     log = await world.log(cap=300)
