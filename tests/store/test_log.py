@@ -170,6 +170,23 @@ async def test_a_log_lost_without_its_hash_forgets_what_was_said_of_it(bench: Be
     assert (state.last_seq, state.sealed, state.primed, state.floor, state.contiguous) == (0, False, False, 0, True)
 
 
+@pytest.mark.parametrize("lost", [(6,), (4, 5, 6), (2, 6), (1, 2, 3, 4, 5, 6)], ids=str)
+async def test_a_log_whose_end_was_deleted_is_claimed_and_written_again(bench: Bench, lost: tuple[int, ...]) -> None:
+    lease = await bench.owned()
+    assert await bench.append(lease, 0, 1, 2, 3, 4, 5, 6) is None
+    bench.raw.xdel(bench.one.keys.log(KEY), *(f"{seq}-0" for seq in lost))
+    left = [seq for seq in range(1, 7) if seq not in lost]
+    at = max(left, default=0)
+    claim = await bench.one.claim(KEY)
+    assert isinstance(claim, Claim)
+    assert claim.lease is not None
+    assert claim.state.last_seq == at
+    assert await bench.seqs() == left
+    assert await bench.append(claim.lease, at, *range(at + 1, 9)) is None
+    assert await bench.seqs() == left + list(range(at + 1, 9))
+    assert bench.raw.pttl(bench.one.keys.log(KEY)) > 0
+
+
 async def test_a_sealed_run_is_not_claimed_again_unless_reopened(bench: Bench) -> None:
     lease = await bench.owned()
     assert await bench.append(lease, 0, 1) is None

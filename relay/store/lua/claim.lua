@@ -12,6 +12,15 @@ local function history()
   local told = redis.pcall('INFO', 'replication')
   return type(told) == 'string' and string.match(told, 'master_replid:(%w+)') or '?'
 end
+-- After an XDEL at its end a stream refuses all ids up to the deleted one, which are those its log needs next. XSETID puts
+-- it back after its last entry, but not before what was deleted: then the same entries make a new stream.
+local function goes_on(log, last)
+  if redis.pcall('XSETID', log, last).err then
+    local rows = redis.call('XRANGE', log, '-', '+')
+    redis.call('DEL', log)
+    for _, row in ipairs(rows) do redis.call('XADD', log, row[1], unpack(row[2])) end
+  end
+end
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 -- An operator's XDEL at the end (or of everything) leaves a stream that refuses the seqs its log needs next.
@@ -56,7 +65,7 @@ if own then
 end
 -- What the log held when an earlier owner looked says nothing of now.
 redis.call('HDEL', KEYS[2], 'primed')
-if last[1] then redis.call('XSETID', KEYS[3], last[1][1]) end
+if last[1] then goes_on(KEYS[3], last[1][1]) end
 redis.call('ZADD', KEYS[1], now_ms + ARGV[3], ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
