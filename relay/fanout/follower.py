@@ -131,7 +131,9 @@ class Follower:
 
     async def _across(self, topic: Topic, most: int) -> Sequence[Event]:
         """A step: the upstream's own hole, or a head trimmed before we read it? A window has none but the former."""
-        found = await self._log.old.behind(topic.key, topic.last_seq, most)
+        found = await self._log.behind(topic.key, topic.last_seq, most)
+        if found is None:
+            return ()
         if found.where == "log":
             return found.events
         if found.floor > topic.last_seq:

@@ -21,12 +21,14 @@ from relay.core.events import Event
 from relay.core.ids import RunKey
 from relay.store.entries import event_of, text
 from relay.store.keys import Keys
-from relay.store.old import Old
+from relay.store.old import Behind, Old
 from relay.store.options import RetentionOptions
 from relay.store.packing import packed, packed_append, packed_range, words
 from relay.store.redis import Refused, ScriptCall, Store
 
 _T = TypeVar("_T")
+_UNREADABLE = (Refused, LookupError, TypeError, ValueError)
+"""What reading a key of ours comes to that somebody else has written."""
 
 _FOLDED_ROWS = 1024
 _FOLDED_BYTES = 1_048_576
@@ -178,8 +180,8 @@ class Log:
         self._life = life
         self._store = store
         self._owner = secrets.token_urlsafe(12)
-        self._unreadable: set[RunKey] = set()
-        """Runs of which that was said."""
+        self._unreadable: set[str] = set()
+        """Keys of which that was said."""
         self._fence = 0
         """The highest fence we were ever given: with it, owner and fence together never come twice."""
         self._lease_ms = int(lease_s * 1000)
@@ -301,7 +303,7 @@ class Log:
             ScriptCall(script, (wants,), (self._want_ms, self._live_ms, *members)) for wants, members in groups.items()
         ]
         if calls:
-            await self._call("want", calls)
+            await self._tell("want", calls)
 
     async def note_seen(self, seen: Mapping[RunKey, tuple[Seen, str]]) -> None:
         """What was shown here of own-seq runs whose logs seem to lack it, and their threads (empty: not known here)."""
@@ -310,7 +312,7 @@ class Log:
             ScriptCall(script, (self.keys.run(key), self.keys.log(key)), (*shown, thread_id, self._live_ms))
             for key, (shown, thread_id) in seen.items()
         ]
-        await self._call("seen", calls)
+        await self._tell("seen", calls)
 
     async def scan(self, most: int) -> Scan:
         """Looks at all partitions; gives up to `most` orphans of each."""
@@ -339,7 +341,7 @@ class Log:
             for one in leases
         ]
         if calls:
-            await self._call("release", calls)
+            await self._tell("release", calls)
 
     async def _call(self, what: str, calls: Sequence[ScriptCall]) -> list[Any]:
         answers = await self._store.call(what, calls)
@@ -348,10 +350,19 @@ class Log:
                 raise answer
         return answers
 
+    async def _tell(self, what: str, calls: Sequence[ScriptCall]) -> None:
+        """Calls of which each stands for itself: what somebody else has written under one key is no other run's trouble."""
+        for call, answer in zip(calls, await self._store.call(what, calls), strict=True):
+            if isinstance(answer, Refused):
+                self._odd(call.keys[0], what, answer)
+            elif isinstance(answer, Exception):
+                raise answer
+
     async def fold_seqs(self, keys: Sequence[RunKey]) -> list[int]:
         """Up to where each of these runs is folded; 0 where it is not."""
-        answers = await self._store.run("fold_seqs", [("HGET", self.keys.run(key), "fold_seq") for key in keys])
-        return [int(answer or 0) for answer in answers]
+        commands = [("HGET", self.keys.run(key), "fold_seq") for key in keys]
+        answers = await self._store.run("fold_seqs", commands, each=True)
+        return [self._readable(key, _count, answer) or 0 for key, answer in zip(keys, answers, strict=True)]
 
     async def keep_fold(self, lease: Lease, generation: int, seq: int, fold: bytes) -> bool:
         """Store the fold of everything up to `seq` beside the log; false if the run is not this owner's any more."""
@@ -405,6 +416,14 @@ class Log:
             self._readable(key, _events, answer) or [] for (key, _, _), answer in zip(requests, answers, strict=True)
         ]
 
+    async def behind(self, key: RunKey, cursor: int, most: int) -> Behind | None:
+        """As `old.behind`; None if somebody else has written there."""
+        try:
+            return await self.old.behind(key, cursor, most)
+        except _UNREADABLE as error:
+            self._odd(self.keys.run(key), "behind", error)
+            return None
+
     async def folded(self, key: RunKey, known: int) -> Folded:
         """The run's stored fold, unless a reader who has all up to `known` needs none, and events behind it.
 
@@ -421,12 +440,20 @@ class Log:
             if isinstance(answer, Exception):
                 raise answer
             return read(answer)
-        except (Refused, LookupError, TypeError, ValueError) as error:
-            telemetry.STORE_ERRORS.labels("unreadable").inc()
-            if key not in self._unreadable:
-                self._unreadable = {*list(self._unreadable)[-999:], key}
-                telemetry.logger(run_id=key.run_id, upstream=key.upstream).error("log.unreadable", reason=str(error))
+        except _UNREADABLE as error:
+            self._odd(self.keys.run(key), "read", error)
             return None
+
+    def _odd(self, name: str, what: str, error: Exception) -> None:
+        """Said once of each key: this comes back with every look."""
+        telemetry.STORE_ERRORS.labels("unreadable").inc()
+        if name not in self._unreadable:
+            self._unreadable = {*list(self._unreadable)[-999:], name}
+            telemetry.logger().error("log.unreadable", key=name, what=what, reason=str(error))
+
+
+def _count(answer: object) -> int:
+    return int(text(answer)) if answer is not None else 0
 
 
 def _events(answer: Sequence[Any]) -> list[Event]:

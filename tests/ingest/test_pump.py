@@ -24,7 +24,8 @@ from relay.ingest.upstream import Client
 from relay.providers import OWN_SEQ, PROVIDERS
 from relay.store.keys import Keys
 from relay.store.log import Log, Scan
-from relay.store.options import RetentionOptions
+from relay.store.options import RedisOptions, RetentionOptions
+from relay.store.redis import Store
 from tests.support.relay import running
 from tests.support.upstream import ScriptedUpstream
 from tests.support.viewer import Journal, watch_sse
@@ -210,3 +211,18 @@ async def test_a_pump_that_finds_a_part_of_redis_away_makes_its_runs_wait_too() 
     assert ingestor._held_s(key) > lease_s - 1
     assert ingestor._held_s(other) <= 0
     assert ingestor._lost == set()
+
+
+async def test_a_run_that_redis_refuses_stops_no_ingestor(redis_url: str) -> None:
+    """Somebody else's value under one partition's wants: what is watched there cannot be wanted, everything else lives."""
+    keys = Keys(f"t{secrets.token_hex(4)}", 4)
+    store = Store(redis_url, RedisOptions(prefix=keys.prefix))
+    await store.check()
+    log = Log(store, keys, RetentionOptions(), lease_s=3.0, want_s=60.0)
+    ingestor = Ingestor(log, {}, IngestOptions(), event_bytes=1)
+    key = RunKey("main", "r")
+    with sync_redis.Redis.from_url(redis_url) as raw:
+        raw.set(keys.wants(key), "somebody else's")
+    ingestor.watch(key)
+    await ingestor._say_wants()
+    await store.close()

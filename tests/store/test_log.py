@@ -16,7 +16,7 @@ from relay.core.ids import RunKey
 from relay.store.bells import Bells
 from relay.store.embedded import EmbeddedServer
 from relay.store.keys import Keys
-from relay.store.log import Append, Claim, Lease, Log
+from relay.store.log import Append, Claim, Lease, Log, Seen
 from relay.store.options import RedisOptions, RetentionOptions
 from relay.store.redis import Store
 
@@ -323,3 +323,30 @@ async def test_a_user_without_channels_is_refused_at_the_start(own_redis: Embedd
             await store.check()
     finally:
         await store.close()
+
+
+async def test_a_key_of_another_kind_is_no_other_runs_trouble(bench: Bench) -> None:
+    """Somebody else wrote where one run's (or one partition's) keys are: the others are told, read and given back."""
+    odd, fine = KEY, next(key for key in keys_elsewhere(bench) if key != KEY)
+    leases = [await bench.owned(key=key) for key in (odd, fine)]
+    named = bench.one.keys
+    for key in (named.wants(odd), named.run(odd), named.leases(odd)):
+        bench.raw.delete(key)
+        bench.raw.set(key, "somebody else's")
+    await bench.one.want([odd, fine])
+    assert bench.raw.zcard(named.wants(fine)) == 1
+    await bench.one.note_seen({odd: (Seen(9, ""), "t1"), fine: (Seen(9, ""), "t2")})
+    assert bench.raw.hget(named.run(fine), "thread_id") == b"t2"
+    assert await bench.one.fold_seqs([odd, fine]) == [0, 0]
+    assert await bench.one.behind(odd, 0, 10) is None
+    assert await bench.one.behind(fine, 0, 10) is not None
+    await bench.one.release(leases)
+    assert bench.raw.hget(named.run(fine), "owner") is None
+
+
+def keys_elsewhere(bench: Bench) -> list[RunKey]:
+    """Runs of other partitions than the one of `KEY`."""
+    named = bench.one.keys
+    return [
+        key for i in range(50) if named.partition(key := RunKey("main", f"other{i}")) != named.partition(KEY)
+    ]  # fmt: skip
