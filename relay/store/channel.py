@@ -4,6 +4,8 @@ Replies come in the order of the commands, so who asked stands in a line; each o
 its replies, or an error. Nothing is ever sent again: what was under way when the connection broke may be done or not, and
 only who asked can find out. One who was cancelled keeps the place in the line, or the next would get its replies.
 
+The time limit is for silence, not for a reply: an append behind a large page must not end because that one is large.
+
 Not bounded here: a committer has one group commit under way and a follower one read.
 """
 
@@ -38,6 +40,7 @@ class Channel(Line):
         self._loop = asyncio.get_running_loop()
         self._asked: deque[_Asked] = deque()
         self._watching = False
+        self._heard_at = 0.0
 
     @property
     def idle(self) -> bool:
@@ -54,6 +57,10 @@ class Channel(Line):
         if not self._watching:
             self._watch()
         return done
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
+        super().data_received(data)
 
     def _take(self, reply: Any) -> None:
         if type(reply) is hiredis.PushNotification:  # RESP3 (`?protocol=3`): it answers nothing
@@ -77,9 +84,14 @@ class Channel(Line):
         """One timer for all: whoever is first in the line has waited longest."""
         self._watching = bool(self._asked)
         if self._asked:
-            self._loop.call_at(self._asked[0].deadline, self._look)
+            self._loop.call_at(self._due(), self._look)
+
+    def _due(self) -> float:
+        """Until when the server may be silent: a long reply (a page of large events) takes its time, and all behind it
+        wait for it with whoever asked."""
+        return max(self._asked[0].deadline, self._heard_at + self._timeout_s)
 
     def _look(self) -> None:
-        if self._asked and self._asked[0].deadline <= self._loop.time():
+        if self._asked and self._due() <= self._loop.time():
             self.end(TimeoutError("the server did not answer in time"))
         self._watch()

@@ -266,6 +266,26 @@ async def test_a_slow_server_is_waited_for_as_long_as_each_may_wait() -> None:
             await node.ask(echoed(3))
 
 
+async def test_a_long_reply_keeps_nobody_from_theirs_while_it_arrives() -> None:
+    """It takes three times as long as a reply may be waited for; who asked behind it gets theirs all the same."""
+    async with serving(silence) as server, node_of(server, timeout_s=0.5) as node:
+        long, short = (asyncio.create_task(node.ask(echoed(i))) for i in (1, 2))
+        await until(lambda: len(server.commands) == 2)
+        server.talks[0].transport.write(b"$15\r\n")
+        for _ in range(15):
+            await asyncio.sleep(0.1)
+            server.talks[0].transport.write(b"x")
+        server.talks[0].transport.write(b"\r\n$1\r\n2\r\n")
+        assert await long == [b"x" * 15]
+        assert await short == [b"2"]
+        stuck = asyncio.create_task(node.ask(echoed(3)))
+        await until(lambda: len(server.commands) == 3)
+        server.talks[0].transport.write(b"$15\r\nhalf")
+        async with asyncio.timeout(5):
+            with pytest.raises(TimeoutError):
+                await stuck
+
+
 async def test_a_server_that_says_what_nobody_asked_for_is_left() -> None:
     def twice(talk: Talk, command: list[bytes]) -> None:
         echo(talk, command)
