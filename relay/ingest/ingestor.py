@@ -71,6 +71,8 @@ class Ingestor:
         self._wanted_at: dict[RunKey, float] = {}
         """When we last said that we want a watched run."""
         self._pumped: dict[RunKey, _Pumped] = {}
+        self._kept_free = 0
+        """Places for runs that are being made, whose one stream is read here or nowhere."""
         self._backfills = Backfills(log, upstreams, options, self._start_filling, event_bytes=event_bytes)
         self._folds = Folds(log, self._owned)
         self._filling: set[asyncio.Task[None]] = set()
@@ -128,23 +130,39 @@ class Ingestor:
             raise Overloaded("this relay is going away", code="relay.draining", retry_after_s=2.0)
         making = Making(upstream, thread_id, body, event_bytes=self._event_bytes)
         if making.intake is not None:
-            if len(self._pumped) >= self._options.runs:  # nobody would read the one stream there is
+            if self._full():  # nobody would read the one stream there is
                 raise Overloaded("this relay pumps as many runs as it can", retry_after_s=2.0)
             read = self._supervise(making.intake.read, again=False, upstream=upstream.name)
             making.intake.task = self._tasks.create_task(read, name=f"intake {upstream.name}")
-
-        async def begin(made: dict[str, Any]) -> None:
-            key = RunKey(upstream.name, str(made["run_id"]))
-            upstream.note_thread(key.run_id, thread_id)
-            self._start(key, intake=making.intake)
-            with suppress(
-                StoreUnavailable
-            ):  # the run exists: an error now would have it made twice; its pump notes it too
-                await self._log.note_thread(key, thread_id)
-
-        made = self._supervise(lambda: making.run(begin), again=False, upstream=upstream.name)
+            self._kept_free += 1
+        made = self._supervise(lambda: self._make(making), again=False, upstream=upstream.name)
         self._tasks.create_task(made, name=f"making {upstream.name}")
         return await making.made()
+
+    async def _make(self, making: Making) -> None:
+        keeps = making.intake is not None
+
+        def free() -> None:
+            nonlocal keeps
+            self._kept_free, keeps = self._kept_free - keeps, False
+
+        async def begin(made: dict[str, Any]) -> None:
+            key = RunKey(making.upstream.name, str(made["run_id"]))
+            making.upstream.note_thread(key.run_id, making.thread_id)
+            free()
+            self._start(key, intake=making.intake)
+            with suppress(StoreUnavailable):  # it exists: an error now would have it made twice; its pump notes it too
+                await self._log.note_thread(key, making.thread_id)
+                if key not in self._pumped:  # no room here: another process pumps it
+                    await self._log.want([key])
+
+        try:
+            await making.run(begin)
+        finally:
+            free()
+
+    def _full(self) -> bool:
+        return len(self._pumped) + self._kept_free >= self._options.runs
 
     async def decided(self, key: RunKey) -> None:
         """Returns once it is known who owns a run that is wanted here: this process or another one."""
@@ -212,8 +230,13 @@ class Ingestor:
     # --- pumps ------------------------------------------------------------------------------------------------------
     def _start(self, key: RunKey, *, orphan: bool = False, intake: Intake | None = None) -> None:
         """Try to claim a run, unless we are at it, are full, or must let its owner go first."""
-        full = len(self._pumped) >= self._options.runs
-        if key in self._pumped or full or self._closing or self._tasks is None or key.upstream not in self._upstreams:
+        if (
+            key in self._pumped
+            or self._full()
+            or self._closing
+            or self._tasks is None
+            or key.upstream not in self._upstreams
+        ):
             self._hand_over(key, intake)
             return
         if orphan and (time.monotonic() < self._hold_until or self._held_s(key) > 0):

@@ -10,7 +10,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import Mock
 
@@ -19,7 +19,7 @@ import pytest
 import redis as sync_redis
 
 from relay import telemetry
-from relay.core.errors import RelayError, UpstreamError, UpstreamUnavailable
+from relay.core.errors import Overloaded, RelayError, UpstreamError, UpstreamUnavailable
 from relay.core.ids import RunKey
 from relay.ingest import making
 from relay.ingest.ingestor import Ingestor
@@ -114,6 +114,48 @@ async def test_a_create_goes_on_when_nobody_waits_for_it(redis_url: str) -> None
         whole(events)
         assert streamed(events)
         assert server.left == 0
+
+
+async def test_the_last_place_is_taken_before_the_post(redis_url: str) -> None:
+    """Else two get it, and the only stream of one of them is closed."""
+    async with ThreadServer() as server, bench(server, redis_url) as relay:
+        relay.ingestor._options = replace(OPTIONS, runs=1)
+        run = server.next_run = hello(shape="assistants", partial_messages=False)
+        wait = asyncio.Event()
+        run.bytes = held(run.bytes, wait)  # type: ignore[method-assign]
+        first = asyncio.create_task(relay.create())
+        await until(lambda: server.streams)
+        with pytest.raises(Overloaded):
+            await relay.create()
+        relay.ingestor.want(RunKey("main", "somebody-elses"))
+        assert relay.posts == 1
+        wait.set()
+        await first
+        events = await relay.told()
+        whole(events)
+        assert streamed(events)
+        await until(lambda: not relay.ingestor._pumped)
+        assert relay.ingestor._kept_free == 0, "and it is free again"
+
+
+async def test_a_place_is_free_again_when_no_run_was_made(redis_url: str) -> None:
+    async with ThreadServer() as server, bench(server, redis_url) as relay:
+        relay.ingestor._options = replace(OPTIONS, runs=1)
+        server.faults["runs"] = [Fault(status=422, body='{"detail": "no"}') for _ in range(2)]
+        for _ in range(2):
+            with pytest.raises(RelayError) as raised:
+                await relay.create()
+            assert not isinstance(raised.value, Overloaded)
+        await until(lambda: relay.ingestor._kept_free == 0)
+
+
+async def test_a_run_that_has_no_place_here_is_wanted_from_the_others(redis_url: str) -> None:
+    async with ThreadServer() as server, bench(server, redis_url, "seekrflow") as relay:
+        relay.ingestor._options = replace(OPTIONS, runs=0)
+        server.next_run = hello()
+        made = RunKey("main", str((await relay.create())["run_id"]))
+        assert not relay.ingestor._pumped
+        assert relay.raw.zscore(relay.log.keys.wants(made), relay.log.keys.member(made)) is not None
 
 
 async def test_the_stream_of_a_run_that_is_pumped_here_already_is_read(redis_url: str) -> None:
