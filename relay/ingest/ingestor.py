@@ -318,15 +318,15 @@ class Ingestor:
 
     # --- leases and wants -------------------------------------------------------------------------------------------
     async def _renew(self) -> None:
-        held = {key: one.pump for key, one in self._pumped.items() if one.pump.lease is not None}
-        leases = [(pump.lease, pump.durable_seq) for pump in held.values() if pump.lease is not None]
+        leases = self._owned()
         if not leases or self._closing:
             return
-        answers = await self._asked(self._log.renew(leases)) or {}
+        answers = await self._asked(self._log.renew(list(leases.items()))) or {}
+        asked = {lease.key: lease for lease in leases}
         for key, refusal in answers.items():
             pumped = self._pumped.get(key)
-            if pumped is None or pumped.pump is not held[key]:
-                continue
+            if pumped is None or pumped.pump.lease is not asked[key]:
+                continue  # given up, or claimed anew meanwhile: this says nothing of what it holds now
             if isinstance(refusal, Unwanted):
                 self._unwanted(key, pumped)
                 continue
@@ -353,7 +353,7 @@ class Ingestor:
             key for key in self._watchers if now - self._wanted_at.get(key, -math.inf) > self._options.unwanted_s / 3
         ]
         if due and await self._asked(self._log.want(due), default=False) is not False:
-            self._wanted_at.update(dict.fromkeys(due, now))
+            self._wanted_at.update({key: now for key in due if key in self._watchers})  # some may have left meanwhile
 
     async def _say_seen(self) -> None:
         """To owners that may know nothing of it. Said as long as those who follow these runs find that it is so."""

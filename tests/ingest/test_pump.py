@@ -13,17 +13,17 @@ from typing import Any, cast
 import pytest
 import redis as sync_redis
 
-from relay.core.errors import StoreUnavailable
+from relay.core.errors import LeaseLost, StoreUnavailable
 from relay.core.ids import RunKey
 from relay.core.run import status_after
 from relay.ingest import pump as pump_module
-from relay.ingest.ingestor import Ingestor
+from relay.ingest.ingestor import Ingestor, _Pumped
 from relay.ingest.options import IngestOptions
 from relay.ingest.pump import Pump
 from relay.ingest.upstream import Client
 from relay.providers import OWN_SEQ, PROVIDERS
 from relay.store.keys import Keys
-from relay.store.log import Log, Scan
+from relay.store.log import Lease, Log, Scan
 from relay.store.options import RedisOptions, RetentionOptions
 from relay.store.redis import Store
 from tests.support.relay import running
@@ -226,3 +226,55 @@ async def test_a_run_that_redis_refuses_stops_no_ingestor(redis_url: str) -> Non
     ingestor.watch(key)
     await ingestor._say_wants()
     await store.close()
+
+
+class SlowLog(OthersLog):
+    """Says what it is told to, when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+
+    async def want(self, keys: object) -> None:
+        await self._wait()
+
+    async def renew(self, leases: Any) -> dict[RunKey, Exception]:
+        await self._wait()
+        return {lease.key: LeaseLost("another owner writes it") for lease, _ in leases}
+
+    async def _wait(self) -> None:
+        self.asked.set()
+        await self.go.wait()
+
+
+async def test_who_leaves_while_wants_are_said_is_forgotten() -> None:
+    log, key, other = SlowLog(), RunKey("main", "r"), RunKey("main", "another")
+    ingestor = Ingestor(cast(Any, log), {}, IngestOptions(), event_bytes=1)
+    ingestor.watch(key)
+    ingestor.watch(other)
+    saying = asyncio.create_task(ingestor._say_wants())
+    await log.asked.wait()
+    ingestor.unwatch(key)
+    log.go.set()
+    await saying
+    assert list(ingestor._wanted_at) == [other]
+
+
+@pytest.mark.parametrize("anew", [True, False])
+async def test_what_is_said_of_a_lease_says_nothing_of_the_next_one(
+    anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, key, unused = SlowLog(), RunKey("main", "r"), cast(Any, None)
+    ingestor = Ingestor(cast(Any, log), {}, IngestOptions(), event_bytes=1)
+    pump = Pump(key, unused, cast(Any, log), unused, IngestOptions(), 1)
+    interrupted: list[bool] = []
+    monkeypatch.setattr(pump, "interrupt", lambda: interrupted.append(True))
+    pump.lease = Lease(key, "us", "1")
+    ingestor._pumped[key] = _Pumped(pump)
+    renewing = asyncio.create_task(ingestor._renew())
+    await log.asked.wait()
+    if anew:
+        pump.lease = Lease(key, "us", "2")
+    log.go.set()
+    await renewing
+    assert interrupted == ([] if anew else [True])
