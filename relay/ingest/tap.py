@@ -11,6 +11,7 @@ Such a connection is closed afterwards, never used again.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,7 +23,8 @@ from aiohttp.client_proto import ResponseHandler
 
 from relay.core.chunked import Chunked
 
-_HEAD_END: Final = b"\r\n\r\n"
+_HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
+"""An empty line as lenient parsers know it; a head that ends otherwise than with two CRLFs is left to aiohttp."""
 _HELD_BYTES: Final = 65_536
 """What nobody has taken yet; more, and the upstream has to wait."""
 _LOOK_S: Final = 0.5
@@ -148,12 +150,16 @@ class Tap(ResponseHandler):
     # --- inside -----------------------------------------------------------------------------------------------------
     def _look_for_body(self, data: bytes) -> None:
         seen = self._seen + data
-        end = seen.find(_HEAD_END)
-        if end < 0:
+        end = _HEAD_END.search(seen)
+        if end is None:
             self._seen = seen[-3:]
             super().data_received(data)
             return
-        cut = end + len(_HEAD_END) - len(self._seen)
+        if end[0] != b"\r\n\r\n":
+            self._wanted = False
+            super().data_received(data)
+            return
+        cut = end.end() - len(self._seen)
         self._seen = b""
         super().data_received(data[:cut])
         code = self._buffer[-1][0][0].code if self._buffer else 0

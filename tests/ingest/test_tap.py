@@ -164,6 +164,18 @@ async def test_anything_unusual_stays_aiohttps(head: bytes, body: bytes) -> None
         assert await response.read() == BODY
 
 
+@pytest.mark.parametrize("cut", [False, True], ids=["in one piece", "its head alone"])
+async def test_a_head_of_bare_line_feeds_stays_aiohttps(cut: bool) -> None:
+    """The first blank line with a CR is then one of the body's."""
+    head = HEAD.replace(b"\r\n", b"\n")
+    body = BODY + b"data: 2\r\n\r\n" + BODY
+    stream = b"%x\r\n%b\r\n" % (len(body), body) + END
+    pieces = (head, stream) if cut else (head + stream,)
+    async with site(*pieces) as made, answer(made.url) as response:
+        assert tap_of(response) is None
+        assert await response.read() == body
+
+
 async def test_a_refusal_stays_aiohttps() -> None:
     head = b"HTTP/1.1 429 Slow\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     async with site(head + CHUNK + END) as made, answer(made.url) as response:
