@@ -95,15 +95,23 @@ class Multiplex:
         leave: Callable[[], None],
         *,
         expires_at: float | None = None,
+        own_right: bool = False,
     ) -> None:
         """Read this run too, until its end, `drop`, or the end of the connection; then `leave` is called."""
         if self._over:  # it was looked for a moment too long
             leave()
             return
-        strand = self._strands[key.run_id] = Strand(key, sub, self._rang, leave, expires_at)
+        strand = self._strands[key.run_id] = Strand(key, sub, self._rang, leave, expires_at, own_right)
         self.tally.put(key, Place(sub.cursor))
         sub.topic.live.add(strand)
         self._rang(strand)
+
+    def renew(self, expires_at: float | None, sees: Callable[[RunKey], bool]) -> None:
+        """The connection has other credentials: with them go the runs that they show, and no others."""
+        self.expires_at = expires_at
+        for strand in self._strands.values():
+            if not strand.own_right and sees(strand.key):
+                strand.expires_at = expires_at
 
     def drop(self, run_id: str) -> bool:
         """Read this run no more; whether it was read."""
@@ -307,6 +315,7 @@ class Multiplex:
             self._wake.set()
         elif self.expires_at is not None and now >= self.expires_at:
             self.say_goodbye(AUTH_EXPIRED)
+            return
         elif connection.backlog:
             self._watch_backlog(now)
         else:

@@ -15,7 +15,7 @@ SLICE_BYTES: Final = 65_536
 class Strand:
     """One run of a connection."""
 
-    __slots__ = ("_ring", "expires_at", "key", "leave", "queued", "sub", "told")
+    __slots__ = ("_ring", "expires_at", "key", "leave", "own_right", "queued", "sub", "told")
 
     def __init__(
         self,
@@ -24,13 +24,16 @@ class Strand:
         ring: Callable[[Strand], None],
         leave: Callable[[], None],
         expires_at: float | None,
+        own_right: bool,
     ) -> None:
         self.key = key
         self.sub = sub
         self.leave = leave
         """Lets go of the run."""
         self.expires_at = expires_at
-        """When the right to read this run ends, where it is a right of its own; by our monotonic clock."""
+        """When the right to read this run ends, by our monotonic clock; None for never."""
+        self.own_right = own_right
+        """It is not the connection's: other credentials of the connection change nothing."""
         self.queued = False
         """It has its place among those who have something, and need not ring."""
         self.told = sub.cursor

@@ -83,9 +83,10 @@ class Conversation:
         self._multiplex.say("pong", {name: value for name, value in message.items() if name != "op"})
 
     def _auth(self, message: Message) -> None:
-        """From now on the connection is this principal's; what it reads already goes on."""
+        """From now on the connection is this principal's. What it reads already goes on: to the old right's end, or to the
+        new one's where that shows the run too."""
         principal = self._gathering.principal = self._admit.spoken(_credentials(message))
-        self._multiplex.expires_at = principal.expires_at
+        self._multiplex.renew(principal.expires_at, lambda key: principal.run in (None, key))
         if self._waiting is not None:
             self._waiting.cancel()
         self._multiplex.say("authorized", {"name": principal.name})
@@ -95,9 +96,12 @@ class Conversation:
         return None if message.get("token") is None else self._admit.spoken(_credentials(message))
 
     async def _wait_for_credentials(self) -> None:
-        await asyncio.sleep(CREDENTIALS_S)
-        if self._gathering.principal is NOBODY and not len(self._gathering):
-            self._multiplex.say_goodbye(NO_CREDENTIALS)
+        """A connection without any right to anything may stay so long, at its beginning and whenever it comes to that."""
+        while True:
+            await asyncio.sleep(CREDENTIALS_S)
+            if self._gathering.principal is NOBODY and not len(self._gathering):
+                self._multiplex.say_goodbye(NO_CREDENTIALS)
+                return
 
 
 def _message(text: str) -> Message:

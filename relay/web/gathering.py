@@ -165,16 +165,17 @@ class Gathering:
                 self.refused.add(key)
 
     async def _once(self, wish: Wish) -> None:
+        principal = wish.principal or self.principal
         key = await self._desk.find(wish, self.principal)
         place = max(self._cursor.place(key, self._names), Place(wish.after_seq))
         if place.told and over_at(place, (await self._desk.log.states([key]))[0]):
             self._multiplex.tally.put(key, place)
         else:
-            await self._read(key, place, wish)
+            await self._read(key, place, wish, principal.expires_at)
         if self._remembers:
             self.found.add(key)
 
-    async def _read(self, key: RunKey, place: Place, wish: Wish) -> None:
+    async def _read(self, key: RunKey, place: Place, wish: Wish, expires_at: float | None) -> None:
         hub = self._desk.hub
         hold = Hold()
         try:
@@ -185,5 +186,5 @@ class Gathering:
             raise
         wire = RunWire(self._multiplex.form, key.run_id)
         sub = hub.subscribe(topic, place.seq, wire, wish.types, snapshot=wish.snapshot, slice_bytes=SLICE_BYTES)
-        expires_at = wish.principal.expires_at if wish.principal is not None else None
-        self._multiplex.add(key, sub, hold.release, expires_at=expires_at)
+        own_right = wish.principal is not None
+        self._multiplex.add(key, sub, hold.release, expires_at=expires_at, own_right=own_right)

@@ -107,6 +107,32 @@ async def test_a_right_of_one_run_ends_with_its_token_and_the_others_go_on(
             assert (await socket.receive_json())["run_id"] == lasting
 
 
+async def test_another_runs_token_does_not_prolong_the_right_to_this_one(
+    upstream: ScriptedUpstream, redis_url: str
+) -> None:
+    brief, other = (upstream.add_run(SCRIPT[:1]) for _ in range(2))
+    async with guarded(upstream, redis_url) as relay:
+        token = await token_for(relay, brief, 2)
+        async with talk(relay, f"?access_token={token}") as socket, asyncio.timeout(20):
+            await told(socket, {"op": "subscribe", "run_id": brief}, "event")
+            await told(socket, {"op": "auth", "token": await token_for(relay, other, 600)}, "authorized")
+            error = await socket.receive_json()
+            assert (error["op"], error["run_id"], error["code"]) == ("error", brief, "auth.token_expired")
+
+
+async def test_who_reads_nothing_any_more_and_has_no_right_is_sent_away(
+    upstream: ScriptedUpstream, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation, "CREDENTIALS_S", 1.5)
+    run_id = upstream.add_run(SCRIPT[:1])
+    async with guarded(upstream, redis_url) as relay:
+        token = await token_for(relay, run_id, 3)
+        async with talk(relay) as socket, asyncio.timeout(20):
+            await told(socket, {"op": "subscribe", "run_id": run_id, "token": token}, "event")
+            assert (await socket.receive_json())["code"] == "auth.token_expired"
+            assert (await socket.receive_json())["code"] == "auth.missing_token"
+
+
 async def test_a_connection_ends_with_its_token_unless_a_new_one_came(
     upstream: ScriptedUpstream, redis_url: str
 ) -> None:
