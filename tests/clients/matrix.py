@@ -96,9 +96,7 @@ def _word(results: Mapping[Cell, str], cell: Cell) -> str:
 
 
 def _is_refused(upstream: str, face: str, what: str) -> bool:
-    """No run of SeekrFlow ever waits; what Arkloop's clients know of threads beside runs only Arkloop has."""
-    if what == "threads, messages":
-        return face == "arkloop" and upstream != "arkloop"
+    """No run of SeekrFlow ever waits."""
     return (upstream, what) == ("seekrflow", "input answered")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from relay.providers.arkloop import face
 from tests.clients.arkloop_models import CLI, TUI, WEB, Client, GaveUp
-from tests.clients.behind import TOKEN, Behind, relay_before
+from tests.clients.behind import TOKEN, Behind, relay_before, relay_before_talks
 from tests.clients.stage import AGENT, ASKS, CANCELLED, COMPLETES, MODEL, SAID, WHOLE, says
 from tests.clients.watchers import Arkloop as Watching
 from tests.support import upstream_faults as faults
@@ -182,13 +182,31 @@ async def test_threads_and_messages_are_passed_on(behind: Behind, redis_url: str
 
 @pytest.mark.cell("threads, messages")
 @pytest.mark.parametrize("behind", ["seekrflow", "openai"], indirect=True)
-async def test_threads_of_another_upstream_are_refused_in_its_own_words(stand: RunningRelay, behind: Behind) -> None:
-    for method, path, body in (
-        ("POST", "/v1/threads", {"title": "x"}), ("GET", "/v1/threads/t1", None),
-        ("POST", "/v1/threads/t1/messages", {"content": "one"}), ("GET", "/v1/threads/t1/messages", None),
-    ):  # fmt: skip
-        status, answer = await answered(stand, method, path, body)
-        assert (status, answer["code"]) == (501, "upstream.unsupported")
+async def test_threads_and_messages_of_another_upstream(behind: Behind, redis_url: str) -> None:
+    async with relay_before_talks(behind, redis_url) as (relay, talks):
+        relay.session.headers["Authorization"] = "Bearer viewer"
+        status, thread = await answered(relay, "POST", "/v1/threads", {"title": "x"})
+        assert (status, thread["title"], thread["is_private"]) == (201, None, False)
+        path = f"/v1/threads/{thread['id']}"
+        for text in ("one", "two"):
+            status, message = await answered(relay, "POST", f"{path}/messages", {"content": text})
+            assert (status, message["role"], message["content"]) == (201, "user", text)
+        talks.add(thread["id"], "assistant", "three", run_id="r1")
+        _, listed = await answered(relay, "GET", f"{path}/messages", None)
+        told = [(item["role"], item["content"], item.get("run_id")) for item in listed]
+        assert told == [("user", "one", None), ("user", "two", None), ("assistant", "three", "r1")]
+        _, newest = await answered(relay, "GET", f"{path}/messages?limit=1", None)
+        assert newest == listed[-1:]
+        assert (await answered(relay, "GET", path, None))[1]["id"] == thread["id"]
+        for bad, code in (
+            ({"content": "x", "attachments": [1]}, 501),
+            ({"content": " "}, 422),
+            ({"content": ["x"]}, 422),
+        ):
+            assert (await answered(relay, "POST", f"{path}/messages", bad))[0] == code
+        async with relay.session.delete(f"{relay.url}/arkloop{path}") as response:
+            assert (response.status, await response.read()) == (204, b"")
+        assert (await answered(relay, "GET", path, None))[0] == 404
 
 
 async def test_the_web_client_hears_what_comes_late(relay: RunningRelay, upstream: ScriptedUpstream) -> None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
-from relay.core.errors import InvalidRequest
+from relay.core.errors import InvalidRequest, Unsupported
 from relay.core.events import MAX_SEQ, Event, decode, encode
 from relay.core.faces import FaceWire
 from relay.core.wires import Notice
 from relay.providers.arkloop.events import NATIVE_FIELD, NATIVE_TYPE
+from relay.providers.conversation import Message, Thread
 
 PING: Final = b": ping\n\n"
 STAY_S: Final = 30.0
@@ -100,3 +102,40 @@ def after_seq(text: str | None) -> int:
     if not 0 <= number <= MAX_SEQ:
         raise InvalidRequest.field("after_seq", "not a sequence number", f"0 to {MAX_SEQ}")
     return number
+
+
+def thread(given: Thread) -> dict[str, Any]:
+    """As its server answers (v1_threads.go); a title is nothing the system behind could keep, and it says so."""
+    return {
+        "id": given.id,
+        "account_id": None,
+        "created_by_user_id": None,
+        "title": None,
+        "created_at": given.created_at,
+        "active_run_id": given.active_run_id,
+        "is_private": False,
+    }
+
+
+def message(given: Message) -> dict[str, Any]:
+    """As its server answers (v1_messages.go)."""
+    said = {
+        "id": given.id,
+        "account_id": None,
+        "thread_id": given.thread_id,
+        "created_by_user_id": None,
+        "role": given.role,
+        "content": given.content,
+        "created_at": given.created_at,
+    }
+    return {**said, "run_id": given.run_id} if given.run_id else said
+
+
+def said(body: Mapping[str, Any]) -> str:
+    """The text of a user's message to be made; refused if it is anything else."""
+    for name in sorted(body.keys() - {"content"}):
+        raise Unsupported(f"{name}: the upstream behind this face cannot keep it", details={"field": name})
+    content = body.get("content")
+    if not isinstance(content, str) or not content.strip():
+        raise InvalidRequest.field("content", "missing, empty or not a text", "a text")
+    return content

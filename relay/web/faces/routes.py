@@ -57,7 +57,9 @@ def _threads(ground: Ground, face: str, carry: Endpoint, *, keys_are_ours: bool)
     if face not in WORDS:
         return []
     threads = Threads(ground, face, keys_are_ours=keys_are_ours)
-    lists = threads.list_openai if face == "openai" else threads.list_seekrflow
+    lists = {
+        "arkloop": threads.list_arkloop, "openai": threads.list_openai, "seekrflow": threads.list_seekrflow
+    }[face]  # fmt: skip
     thread, messages = "/threads/{thread_id:[^/]+}", "/threads/{thread_id:[^/]+}/messages"
     rows: list[_Row] = [
         ("POST", "/threads", threads.create, "create_thread"),
@@ -69,7 +71,7 @@ def _threads(ground: Ground, face: str, carry: Endpoint, *, keys_are_ours: bool)
         ("GET", f"{messages}/{{message_id:[^/]+}}", threads.get_message, "get_message"),
     ]
     own = [(method, path, threads.or_passed(endpoint, carry), name) for method, path, endpoint, name in rows]
-    if face == "seekrflow":
+    if face != "openai":
         return _under_v1(own)
     made = OpenAi(ground)
     own = [

@@ -16,6 +16,7 @@ from relay.core.errors import InvalidRequest, NotFound, Unsupported
 from relay.core.ids import checked_id
 from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.upstream import Upstream
+from relay.providers.arkloop import face as arkloop
 from relay.providers.arkloop.conversation import ArkloopConversation
 from relay.providers.contract import Ask
 from relay.providers.conversation import Conversation, Message, Thread
@@ -44,9 +45,12 @@ class Words:
     thread: Callable[[Thread], dict[str, Any]]
     message: Callable[[Message], dict[str, Any]]
     said: Callable[[Mapping[str, Any]], str]
+    made: int = 200
+    """The status of what was made."""
 
 
 WORDS: Final = {
+    "arkloop": Words(arkloop.thread, arkloop.message, arkloop.said, made=201),
     "openai": Words(openai.thread, openai.message, openai.said),
     "seekrflow": Words(seekrflow.thread, seekrflow.message, seekrflow.said),
 }
@@ -81,7 +85,7 @@ class Threads:
         thread = talk.thread(await self._ask(request, talk.create_thread()))
         for text in said:
             await self._ask(request, talk.add_message(checked_id("thread_id", thread.id), text))
-        return json_response(self._words.thread(thread))
+        return json_response(self._words.thread(thread), status=self._words.made)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         talk = self._talk(request)
@@ -92,6 +96,8 @@ class Threads:
     async def delete(self, request: web.Request) -> web.StreamResponse:
         thread_id = thread_of(request)
         await self._ask(request, self._talk(request).delete_thread(thread_id))
+        if self._face == "arkloop":
+            return web.Response(status=204)
         more = {"id": thread_id, "object": "thread.deleted"} if self._face == "openai" else {}
         return json_response({**more, "deleted": True})
 
@@ -99,7 +105,7 @@ class Threads:
         thread_id, talk = thread_of(request), self._talk(request)
         text = self._words.said(await json_body(request))
         answer = await self._ask(request, talk.add_message(thread_id, text))
-        return json_response(self._words.message(talk.message(answer)))
+        return json_response(self._words.message(talk.message(answer)), status=self._words.made)
 
     async def get_message(self, request: web.Request) -> web.StreamResponse:
         message_id = checked_id("message_id", request.match_info["message_id"])
@@ -119,6 +125,11 @@ class Threads:
         limit = count_of(request.query, "limit", default=20, low=0, high=500)
         items = [self._words.message(message) for message in await self._ordered(request)]
         return json_response(items[:limit])
+
+    async def list_arkloop(self, request: web.Request) -> web.StreamResponse:
+        """Oldest first, and the newest of them where there are more than were asked for."""
+        limit = count_of(request.query, "limit", default=200, low=1, high=500)
+        return json_response([self._words.message(message) for message in await self._messages(request)][-limit:])
 
     async def _ordered(self, request: web.Request) -> list[Message]:
         order = request.query.get("order", "desc")
