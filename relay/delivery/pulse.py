@@ -6,6 +6,7 @@ One task, not one each.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from relay.delivery.turns import catching_up
 _TICK_S: Final = 0.05
 _BEATS: Final = 256
 """So many streams are looked after at once."""
+_LOOK_S: Final = 0.2
+"""So long a look at all viewers' lags serves."""
 _TOLD_PER_S: Final = 20.0
 """So few reconnects are no storm anywhere: a window that would tell fewer is shortened."""
 
@@ -68,6 +71,8 @@ class Pulse:
         self._streams: set[Beating] = set()
         self._taken = 0
         self._draining = False
+        self._seen: dict[Literal["events", "backlog"], list[int]] = {}
+        self._looked_at = -math.inf
         self.turns = catching_up()
         """The line of all its streams that catch up."""
         self._free_one = self._free
@@ -85,8 +90,17 @@ class Pulse:
 
     def _spread(self, what: Literal["events", "backlog"], share: float) -> int:
         """What all but the slowest `1 - share` of the viewers are behind, at most."""
-        values = sorted(lag.events if what == "events" else lag.backlog for lag in self._lags())
+        values = self._behind()[what]
         return values[min(len(values) - 1, int(len(values) * share))] if values else 0
+
+    def _behind(self) -> dict[Literal["events", "backlog"], list[int]]:
+        """All viewers' lags, ascending. One look for all gauges of a scrape: with ten thousand viewers it takes a while."""
+        now = time.monotonic()
+        if now - self._looked_at >= _LOOK_S:
+            lags = list(self._lags())
+            self._seen = {"events": sorted(lag.events for lag in lags), "backlog": sorted(lag.backlog for lag in lags)}
+            self._looked_at = now
+        return self._seen
 
     @property
     def count(self) -> int:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from relay import telemetry
 from relay.core.errors import Overloaded
 from relay.core.goodbye import DRAIN
 from relay.delivery import pulse as module
-from relay.delivery.pulse import Pulse
+from relay.delivery.pulse import Lag, Pulse
 
 
 class FakeStream:
@@ -104,3 +105,23 @@ async def test_without_a_window_everybody_is_told_at_once(ticks: list[float]) ->
     assert len(ticks) == 1
     pulse.close()
     assert all(stream.told == 1 for stream in streams)
+
+
+async def test_all_gauges_of_one_scrape_take_one_look_at_each_viewer() -> None:
+    class Counted:
+        looks = 0
+
+        def beat(self, now: float) -> None: ...
+
+        def say_goodbye(self, goodbye: object) -> None: ...
+
+        def lag(self) -> Lag:
+            self.looks += 1
+            return Lag(3, 5, "run", "sse", 0.0)
+
+    pulse, viewer = Pulse(10), Counted()
+    pulse.add(viewer, "sse")
+    told = [gauge.labels("0.99")._samples() for gauge in (telemetry.VIEWER_LAG, telemetry.VIEWER_BACKLOG)]
+    assert [next(iter(samples)).value for samples in told] == [3, 5]
+    assert viewer.looks == 1
+    pulse.discard(viewer, "sse")
