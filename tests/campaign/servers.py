@@ -20,6 +20,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from relay.store.binaries import choose
 from relay.store.tied import tie
@@ -166,8 +167,21 @@ class Redises:
         for node in (*self.nodes, *self.others):
             node.signal(signal.SIGCONT)
             await node.until_up(timeout_s)
-        for node in self.nodes:  # one that was down as a fault was taken back may have it in its file
-            await node.client.execute_command("CONFIG", "SET", "maxmemory", "0", "min-replicas-to-write", "0")
+        async with asyncio.timeout(timeout_s):
+            while not await self._served():
+                await asyncio.sleep(0.1)
+
+    async def _served(self) -> bool:
+        """A node that is given another role in this moment closes all its connections: ask again."""
+        try:
+            for node in self.nodes:  # one that was down as a fault was taken back may have it in its file
+                await node.client.execute_command("CONFIG", "SET", "maxmemory", "0", "min-replicas-to-write", "0")
+            return await self._serves()
+        except RedisConnectionError:
+            return False
+
+    async def _serves(self) -> bool:
+        return True
 
     async def close(self) -> None:
         for node in (*self.others, *self.nodes):
@@ -245,11 +259,8 @@ class Sentinel(_Announced):
                 return [node for node in self.nodes if node.link is not None and node.link.port == int(port)]
         return await super().masters()
 
-    async def whole(self, timeout_s: float = 40.0) -> None:
-        await super().whole(timeout_s)
-        async with asyncio.timeout(timeout_s):
-            while sorted([await node.role() for node in self.nodes]) != ["master", "slave", "slave"]:
-                await asyncio.sleep(0.1)
+    async def _serves(self) -> bool:
+        return sorted([await node.role() for node in self.nodes]) == ["master", "slave", "slave"]
 
     def url(self, relay: int) -> str:
         return "redis+sentinel://" + ",".join(f"127.0.0.1:{node.port}" for node in self.others) + "/main"
@@ -300,12 +311,6 @@ class Cluster(_Announced):
             if len([line for line in told.splitlines() if "handshake" not in line]) != 6:
                 return False
         return True
-
-    async def whole(self, timeout_s: float = 40.0) -> None:
-        await super().whole(timeout_s)
-        async with asyncio.timeout(timeout_s):
-            while not await self._serves():
-                await asyncio.sleep(0.1)
 
     async def _serves(self) -> bool:
         for node in self.nodes:

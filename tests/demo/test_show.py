@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -96,12 +97,20 @@ def squeezed(text: str) -> str:
     return "".join("".join(line for line in text.splitlines() if not line.startswith("  ↻")).split())
 
 
-def recorded(path: Path, *texts: str) -> Path:
+def recorded(path: Path, *texts: str, end_ms: int = 5) -> Path:
     rows = [("run.started", {}), *(("message.delta", {"content_delta": text, "role": "assistant"}) for text in texts)]
     rows.append(("run.completed", {}))
     lines = [{"seq": seq, "type": kind, "data": data, "dt_ms": 5} for seq, (kind, data) in enumerate(rows, start=1)]
+    lines[-1]["dt_ms"] = end_ms
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     return path
+
+
+def cancel(relay: str, run_id: str) -> None:
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{relay}/v1/runs/{run_id}:cancel", method="POST"), timeout=60
+    ) as got:
+        assert got.status == 200
 
 
 def alive(pid: int) -> bool:
@@ -131,7 +140,8 @@ def test_once_shows_one_whole_run_in_plain_text(demo: StartDemo) -> None:
 @pytest.mark.skipif(not LINUX, reason="the relay's server may outlive its kill -9 for a moment elsewhere")
 def test_a_killed_relay_comes_back_and_nothing_is_missed_or_repeated(demo: StartDemo, tmp_path: Path) -> None:
     words = [f"word{n:04d} " for n in range(600)]
-    one = demo("--once", "--port", "0", "--recording", str(recorded(tmp_path / "long.jsonl", *words)))
+    endless = recorded(tmp_path / "long.jsonl", *words, end_ms=3_600_000)  # it goes on for as long as the kills take
+    one = demo("--once", "--port", "0", "--recording", str(endless))
     first = int(one.until(r"kill -9 (\d+)"))
     one.until("(word0100)")
     os.kill(first, signal.SIGKILL)
@@ -139,7 +149,10 @@ def test_a_killed_relay_comes_back_and_nothing_is_missed_or_repeated(demo: Start
     one.until("(word0300)")
     os.kill(second, signal.SIGKILL)
     third = int(one.until(rf"pid {second}[\s\S]*relay was killed; started again \(pid (\d+)\)"))
+    one.until(f"({words[-1].strip()})")
+    cancel(one.until(r"(http://127\.0\.0\.1:\d+)/ui#run="), one.until(r"/ui#run=(\S+)"))
     assert one.ended() == 0, one.err
+    assert "— cancelled, seq" in one.out
     assert len({first, second, third}) == 3
     assert "".join(words).replace(" ", "") in squeezed(one.out)
 
