@@ -222,6 +222,9 @@ class UpstreamTap:
     def down(self, data: bytes) -> None:
         if self._asked is not None and self._asked["status"] is None and data.startswith(b"HTTP/1.1 "):
             self._asked["status"] = int(data[9:12])
+            if b"\r\ncontent-length:" in data.partition(b"\r\n\r\n")[0].lower():
+                self._end()  # no stream but a whole answer, an error's or a page's: its connection may idle from now on
+                return
         self._tail = (self._tail + data)[-len(_LAST_CHUNK) :]
         if self._tail == _LAST_CHUNK:  # from here on the connection is idle, and may wait for another run's request
             self._end()
