@@ -88,7 +88,9 @@ class EventStream:
 async def deliver(request: web.Request, answer: EventStream) -> web.StreamResponse:
     """Answer a request that aiohttp serves, in the request's own task."""
     try:
-        response = await _open(request, answer)
+        response = _response(request, answer)
+        if not await _opened(response, request, answer):
+            return response
         connection: Cuttable = TransportConnection(request)
         finish = response.write_eof
         if answer.coding:
@@ -136,17 +138,24 @@ async def carry(
     return None
 
 
-async def _open(request: web.Request, answer: EventStream) -> web.StreamResponse:
-    """The 200 and the first bytes, at once."""
+def _response(request: web.Request, answer: EventStream) -> web.StreamResponse:
     response = web.StreamResponse(headers=answer.head)
     if answer.wire.chunked or (answer.coding and request.version >= (1, 1)):
         response.enable_chunked_encoding()
     else:
         response.force_close()
-    await response.prepare(request)
-    if not answer.coding:
-        await response.write(answer.wire.unframed_ping)
     return response
+
+
+async def _opened(response: web.StreamResponse, request: web.Request, answer: EventStream) -> bool:
+    """The 200 and the first bytes, at once; False if who asked has left meanwhile, which is nobody's fault."""
+    try:
+        await response.prepare(request)
+        if not answer.coding:
+            await response.write(answer.wire.unframed_ping)
+    except ConnectionError:
+        return False
+    return True
 
 
 async def _end_coded(connection: Compressed, response: web.StreamResponse) -> None:

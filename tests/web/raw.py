@@ -29,7 +29,7 @@ API_KEYS = {
     "mode": "api_keys",
     "keys": (KeyOptions("viewer", hash_of(KEY)), KeyOptions("boss", hash_of(ADMIN_KEY), admin=True)),
 }
-PATIENCE_S = 8.0
+PATIENCE_S = 60.0
 
 
 def bearer(key: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import uvloop
 
 from relay.delivery import connection as connections
 from relay.web import slim
+from tests.support import upstream_faults as faults
 from tests.support.relay import RunningRelay, running
 from tests.support.upstream import ScriptedUpstream
 from tests.web.raw import PATIENCE_S, Raw, connection, events
@@ -152,3 +154,21 @@ async def owned(url: str) -> AsyncIterator[Raw]:
         await raw.answer()
         raw.data = b""
         yield raw
+
+
+async def test_who_left_before_the_answer_began_is_no_crash(
+    upstream: ScriptedUpstream, redis_url: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stream of a run that is still being made: aiohttp serves it, and cannot even write its head any more."""
+    upstream.fault(faults.slow_answer(0.5, target="create"))
+    target, body = "/openai/threads/t1/runs", b'{"assistant_id":"p","stream":true}'
+    async with running(upstream.url, redis_url) as relay:
+        async with connection(relay.url) as raw:
+            await raw.ask(target, {"Content-Type": "application/json"}, method="POST", body=body)
+            await upstream.until(lambda: upstream.requests)
+        await upstream.until(lambda: upstream.created)
+        async with connection(relay.url) as raw:  # the answer to the first was due before that to this one
+            await raw.ask(target, {"Content-Type": "application/json"}, method="POST", body=body)
+            await raw.until(b"thread.run.created")
+    assert "request.crashed" not in capsys.readouterr().out
+    assert [one for one in caplog.records if one.levelno >= logging.ERROR] == []
