@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer, unused_port
+from aiohttp.test_utils import TestServer
 
 from relay import watch as watching
 from relay.core.backoff import Backoff
 from relay.core.errors import ConfigError
 from relay.watch import WatchOptions, watch
 from relay.watch.margin import Margin
+from tests.support.ports import free_port
 
 RUN = "run_1"
 Turn = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
@@ -129,7 +130,7 @@ async def seen(relay: Relay, **options: object) -> tuple[int, str, str]:
     """Exit status, output and remarks of one watch."""
     out, err = io.StringIO(), io.StringIO()
     wanted = WatchOptions(**{"run_id": RUN, "url": relay.url, **options})  # type: ignore[arg-type]  # fields by name
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         status = await watch(wanted, out, err)
     return status, out.getvalue(), err.getvalue()
 
@@ -179,18 +180,20 @@ async def test_a_relay_that_is_not_there_yet_is_waited_for() -> None:
     relay = Relay([send(words(1), end(1))])
     app = web.Application()
     app.router.add_get("/v1/runs/{run_id}/events", relay.answer)
-    port = unused_port()
-    relay.url = f"http://127.0.0.1:{port}"
+    port = free_port()
     runner = web.AppRunner(app)
     await runner.setup()
-    async with asyncio.TaskGroup() as tasks:
-        shown = tasks.create_task(seen(relay, json=True))
-        await asyncio.sleep(0.1)
+    out, err = io.StringIO(), io.StringIO()
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        wanted = WatchOptions(run_id=RUN, url=f"http://127.0.0.1:{port}", json=True)
+        shown = tasks.create_task(watch(wanted, out, err))
+        while "cannot connect" not in err.getvalue():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # further attempts
         await web.TCPSite(runner, "127.0.0.1", port).start()
     await runner.cleanup()
-    status, out, err = shown.result()
-    assert (status, seqs(out)) == (0, [1])
-    assert err.count("cannot connect") == 1  # told once, not at every attempt
+    assert (shown.result(), seqs(out.getvalue())) == (0, [1])
+    assert err.getvalue().count("cannot connect") == 1  # told once, not at every attempt
 
 
 async def test_a_goodbye_is_obeyed(script: Script) -> None:
@@ -387,7 +390,7 @@ async def test_text_flows_before_the_run_ends(script: Script) -> None:
 
     relay = await script(slowly)
     out = io.StringIO()
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         tasks.create_task(watch(WatchOptions(run_id=RUN, url=relay.url), out, io.StringIO()))
         await said.wait()
         while "w1" not in out.getvalue():
@@ -451,6 +454,6 @@ async def test_a_reader_that_went_away_ends_it_quietly(script: Script, json_mode
     shell = await asyncio.create_subprocess_exec(
         "bash", "-c", command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         out, err = await shell.communicate()
     assert (out.splitlines()[-1], err) == (b"status 0", b"")

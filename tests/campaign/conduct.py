@@ -25,11 +25,12 @@ from tests.campaign.fleet import Relay
 from tests.campaign.inject import Injector, keys_of
 from tests.campaign.plan import CLOCKS, schedule
 from tests.campaign.proxy import Link, Tap
-from tests.campaign.servers import TOPOLOGIES, Redises, Sockets, free_port
+from tests.campaign.servers import TOPOLOGIES, Redises, Sockets
 from tests.campaign.stage import Audience, Stage
 from tests.campaign.taps import RedisTap, ScriptNames, UpstreamTap
 from tests.campaign.witness import Witness
 from tests.support.clocks import library
+from tests.support.ports import free_port
 from tests.support.upstream_client import ROOT, UpstreamClient
 
 PREFIX = "relay"

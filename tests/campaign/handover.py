@@ -37,8 +37,9 @@ import uvloop
 from tests.campaign.checker import rows, summary
 from tests.campaign.conduct import Records
 from tests.campaign.fleet import Relay
-from tests.campaign.servers import Node, free_port
+from tests.campaign.servers import Node
 from tests.campaign.stage import Audience
+from tests.support.ports import free_port
 from tests.support.upstream_client import ROOT, UpstreamClient
 
 STEPS = ("released", "claimed", "drain", "appended", "primed", "get run", "follow", "shown")

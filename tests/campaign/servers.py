@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -26,30 +25,12 @@ from relay.store.binaries import choose
 from relay.store.tied import tie
 from tests.campaign.proxy import Link, Tap
 from tests.support import clocks
+from tests.support.ports import free_port
 
 _COMMON = ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction"]
 _DATA = ["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "swapdb", "--repl-timeout", "5"]
 Taps = Callable[[object, str], Tap | None]
 """A tap for a connection of this owner to the node of this name."""
-
-
-def free_port() -> int:
-    """Below the ephemeral range, as is a cluster's bus port (+ 10000): a server comes back on its port again and again, and
-    nobody's outgoing connection may sit on it meanwhile."""
-    for port in range(10000 + os.getpid() % 1000 * 12, 22700):
-        with socket.socket() as sock, socket.socket() as bus:
-            try:
-                sock.bind(("127.0.0.1", port))
-                bus.bind(("127.0.0.1", port + 10000))
-            except OSError:
-                continue
-            if port not in _GIVEN:
-                _GIVEN.add(port)
-                return port
-    raise RuntimeError("no free port")
-
-
-_GIVEN: set[int] = set()
 
 
 class Node:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import secrets
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from relay.app import App
 from relay.core.options import Secret
 from relay.ingest.options import UpstreamOptions
 from relay.settings import Settings
+from tests.support.ports import free_port
 
 FAST: dict[str, dict[str, Any]] = {
     "server": {"port": 0, "admin_port": 0},
@@ -77,19 +77,12 @@ async def running(
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(app.run(stop, lambda _: started.set()))
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await started.wait()
             async with aiohttp.ClientSession() as session:
                 yield RunningRelay(app, session)
         finally:
             stop.set()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class RelayProcess:
@@ -130,7 +123,7 @@ class RelayProcess:
                 self._environment[f"RELAY_{name}__{field}".upper()] = str(value)
         self.process: asyncio.subprocess.Process | None = None
 
-    async def start(self, timeout_s: float = 20.0) -> None:
+    async def start(self, timeout_s: float = 60.0) -> None:
         """Returns when it is ready."""
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
@@ -153,7 +146,7 @@ class RelayProcess:
         """Send a signal that ends it; its exit status."""
         assert self.process is not None
         self.process.send_signal(number)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self.process.wait()
 
     async def kill(self) -> None:

@@ -23,7 +23,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from relay.store.binaries import choose
-from tests.support.relay import RelayProcess, RunningRelay, free_port, running
+from tests.support.ports import free_port
+from tests.support.relay import RelayProcess, RunningRelay, running
 from tests.system.watching import Kind, Truth, Viewer
 
 AT_REST = ("relay_viewers", "relay_topics", "relay_slow_readers", "relay_upstream_connections")
@@ -85,7 +86,7 @@ async def metrics(session: aiohttp.ClientSession, admin_url: str) -> dict[str, f
     return found
 
 
-async def at_rest(session: aiohttp.ClientSession, admin_url: str, timeout_s: float = 15.0) -> None:
+async def at_rest(session: aiohttp.ClientSession, admin_url: str, timeout_s: float = 60.0) -> None:
     """Nobody watches any more, and relay knows it: no viewer, no topic, nobody slow; upstream streams given up in time."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -109,7 +110,7 @@ def no_key_without_ttl(redis_url: str, prefix: str) -> None:
             assert client.pttl(key) != -1, f"{key!r} never expires"
 
 
-async def no_task_left(before: set[asyncio.Task[Any]], timeout_s: float = 5.0) -> None:
+async def no_task_left(before: set[asyncio.Task[Any]], timeout_s: float = 60.0) -> None:
     """No task of relay outlives it (tasks of the upstream and of the test are known from before, or over soon)."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -129,7 +130,7 @@ def _is_relays(task: asyncio.Task[Any]) -> bool:
 @contextmanager
 def plain(url: str) -> Iterator[redis.Redis]:
     """A client of the test's own."""
-    with redis.Redis.from_url(url, socket_timeout=10, retry=Retry(NoBackoff(), 0)) as client:
+    with redis.Redis.from_url(url, socket_timeout=30, retry=Retry(NoBackoff(), 0)) as client:
         yield client
 
 
@@ -164,7 +165,7 @@ class RedisProcess:
         words += ["--appendonly", "yes", "--appendfsync", self._fsync, "--save", "", "--loglevel", "warning"]
         with (self._directory / "server.log").open("ab") as log:
             self._process = subprocess.Popen(words, stdout=log, stderr=log)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while True:
             try:
                 with plain(self.url) as client:
@@ -186,7 +187,7 @@ class RedisProcess:
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         assert self._process is not None
-        self._process.wait(10)
+        self._process.wait(60)
 
     def __enter__(self) -> RedisProcess:
         self.start()
@@ -196,7 +197,7 @@ class RedisProcess:
         assert self._process is not None
         if self._process.poll() is None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)
 
 
 # ── a crowd ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -227,11 +228,11 @@ class Crowd:
         await asyncio.sleep(delay_s)
         return await viewer.watch(self.session)
 
-    async def all_saw(self, fact: Callable[[Viewer], object], timeout_s: float = 30.0) -> None:
+    async def all_saw(self, fact: Callable[[Viewer], object], timeout_s: float = 60.0) -> None:
         """Wait until the fact is true of every viewer."""
         await asyncio.gather(*(viewer.until(fact, timeout_s) for viewer in self.viewers))
 
-    async def ended(self, timeout_s: float = 60.0) -> list[Viewer]:
+    async def ended(self, timeout_s: float = 90.0) -> list[Viewer]:
         """Wait until everybody has seen the end."""
         _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
         waiting = [v for task, v in zip(self._tasks, self.viewers, strict=True) if task in late]

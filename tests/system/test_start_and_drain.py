@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 
 from relay.app import App
-from tests.support.relay import RelayProcess, free_port, settings_for
+from tests.support.ports import free_port
+from tests.support.relay import RelayProcess, settings_for
 from tests.support.upstream import ScriptedUpstream
 from tests.system.rig import RedisProcess, crowd, relay_process
 from tests.system.watching import Truth, Viewer
@@ -45,7 +46,7 @@ async def waiting(url: str, directory: Path, upstream: str) -> AsyncIterator[Rel
     relay = RelayProcess(upstream, directory, redis_url=url, redis={"timeout_s": 0.5})
     starting = asyncio.create_task(relay.start(60))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while "redis.waiting" not in (relay.log.read_text() if relay.log.exists() else ""):
                 assert not starting.done(), starting
                 await asyncio.sleep(0.02)
@@ -87,7 +88,7 @@ async def test_a_start_goes_on_when_redis_comes(upstream: ScriptedUpstream, tmp_
     server = RedisProcess(tmp_path / "redis")
     async with waiting(server.url, tmp_path, upstream.url) as relay:
         with server:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while (await answer(f"{relay.admin_url}/readyz"))[0] != 200:
                     await asyncio.sleep(0.02)
             run_id = upstream.play([("run.started", {}), ("run.completed", {})], rate=100)
@@ -124,7 +125,7 @@ async def test_viewers_are_told_one_by_one_and_the_rest_go_on_reading(
                 old.process.send_signal(signal.SIGTERM)
                 await told(people.viewers, 1)
                 seq = upstream.append(run_id, "message.delta", {"content_delta": "a"})
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while not any(v.cursor == seq and not v.said("relay.goodbye") for v in people.viewers):
                         assert len(people.viewers) > sum(bool(v.said("relay.goodbye")) for v in people.viewers), (
                             "everybody was told before anybody saw what the new owner wrote"
@@ -134,11 +135,11 @@ async def test_viewers_are_told_one_by_one_and_the_rest_go_on_reading(
                 assert await answer(f"{old.admin_url}/readyz") == (503, {"status": "not ready", "reason": "stopping"})
                 late = Viewer(f"{old.url}/v1/runs/{run_id}/events", "sse")
                 with suppress(aiohttp.ClientPayloadError):  # cut, as it should be
-                    async with aiohttp.ClientSession() as session, asyncio.timeout(30):
+                    async with aiohttp.ClientSession() as session, asyncio.timeout(60):
                         await late.once(session)
                 assert late.cursor == seq
                 assert late.said("relay.goodbye")
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     assert await old.process.wait() == 0
                 await told(people.viewers, 60)
                 await old.start()
@@ -151,7 +152,7 @@ async def test_viewers_are_told_one_by_one_and_the_rest_go_on_reading(
 
 
 async def told(viewers: list[Viewer], least: int) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while sum(bool(viewer.said("relay.goodbye")) for viewer in viewers) < least:
             await asyncio.sleep(0.005)
 

@@ -22,8 +22,9 @@ from typing import Any
 
 from tests.campaign.conduct import Records
 from tests.campaign.fleet import Relay
-from tests.campaign.servers import Node, free_port
+from tests.campaign.servers import Node
 from tests.campaign.stage import deltas
+from tests.support.ports import free_port
 from tests.support.upstream_client import ROOT, UpstreamClient
 
 GRACE_S = 30.0

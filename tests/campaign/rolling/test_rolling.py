@@ -20,7 +20,6 @@ from tests.campaign.rolling.judge import Record
 
 
 @pytest.mark.system
-@pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("default::ResourceWarning")
 async def test_a_rolling_restart_loses_nothing_and_everybody_is_told_the_end_once(tmp_path: Path) -> None:
     options = Options(viewers=90, runs=9, out=tmp_path, quiet_s=1.0)
