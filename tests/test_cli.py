@@ -24,8 +24,6 @@ from relay.web.admit import hash_of
 from relay.web.tokens import Tokens
 from tests.support.relay import RelayProcess
 
-pytestmark = pytest.mark.timeout(60)
-
 UPSTREAMS = [{"name": "main", "provider": "arkloop", "base_url": "http://127.0.0.1:1", "token": "a-service-token"}]
 
 

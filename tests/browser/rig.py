@@ -20,7 +20,7 @@ from tests.system.watching import native
 if TYPE_CHECKING:
     from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request, Response
 
-MARKS = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(60)]
+MARKS = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 SIZE: Any = {"width": 1280, "height": 800}
 ARGUMENTS = [
     "--no-sandbox",
@@ -55,7 +55,7 @@ async def launched() -> AsyncIterator[Browser]:
             await browser.close()
 
 
-async def until(fact: Callable[[], Any], timeout_s: float = 20.0, *, say: Callable[[], object] = str) -> None:
+async def until(fact: Callable[[], Any], timeout_s: float = 60.0, *, say: Callable[[], object] = str) -> None:
     """Wait for a fact that the test's own side knows."""
     deadline = time.monotonic() + timeout_s
     while not fact():
@@ -205,7 +205,7 @@ class Source:
         """state (readyState), opened, errors, ended (how often relay.end came), count and last (events)."""
         return dict(await self.page.evaluate(_GLANCE))
 
-    async def until(self, fact: Callable[[dict[str, Any]], Any], timeout_s: float = 30.0) -> dict[str, Any]:
+    async def until(self, fact: Callable[[dict[str, Any]], Any], timeout_s: float = 60.0) -> dict[str, Any]:
         """Wait until a glance shows this."""
         deadline = time.monotonic() + timeout_s
         while not fact(now := await self.glance()):

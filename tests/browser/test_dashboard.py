@@ -43,7 +43,7 @@ async def state(page: Page) -> dict[str, Any]:
     return dict(await page.evaluate(_STATE))
 
 
-async def until(page: Page, fact: Callable[[dict[str, Any]], Any], timeout_s: float = 30.0) -> dict[str, Any]:
+async def until(page: Page, fact: Callable[[dict[str, Any]], Any], timeout_s: float = 60.0) -> dict[str, Any]:
     deadline = time.monotonic() + timeout_s
     while not fact(now := await state(page)):
         assert time.monotonic() < deadline, f"waited {timeout_s} s in vain: { {**now, 'seqs': now['seqs'][-3:]} }"
@@ -157,9 +157,9 @@ async def test_a_relay_killed_and_started_again_costs_neither_the_dashboard_nor_
         check_events(await source.events(), truth)
         await check_end(source, truth[-1]["seq"])
         streams = at_plain.streams(run_id)
-        resumed = [await resumed_from(request) for request in streams]
-        assert resumed[0] is None
-        assert set(resumed[1:-1]) == {str(at_kill)}
+        # Of those that nobody answered while it was away, the browser does not say what was sent.
+        resumed = [await resumed_from(request) for request in streams if request in at_plain.statuses]
+        assert resumed[:-1] == [None, str(at_kill)]
         assert {request.url for request in streams} == {relay.url + events_path(run_id)}, "the browser keeps its URL"
         assert at_plain.answers(run_id)[-2:] == [200, 204]
         # The list, too, is there again without a reload.
@@ -198,7 +198,7 @@ async def test_a_run_that_waits_is_answered_through_the_page(
 
 
 async def test_a_run_is_cancelled_through_the_page(upstream: ScriptedUpstream, redis_url: str, page: Page) -> None:
-    run_id = upstream.play([("run.started", {}), ("message.delta", {"content_delta": "a"})] * 50, rate=5)
+    run_id = upstream.play([("run.started", {}), ("message.delta", {"content_delta": "a"})] * 50, rate=0.5)
     async with running(upstream.url, redis_url) as relay:
         await page.goto(f"{relay.url}/ui#run={run_id}")
         await until(page, lambda now: now["connection"] == "live")
@@ -345,7 +345,7 @@ async def test_odd_events_do_not_keep_the_others_from_the_screen(
     run_id = upstream.add_run(events)
     async with running(upstream.url, redis_url) as relay:
         await page.goto(f"{relay.url}/ui#run={run_id}")
-        await until(page, lambda now: now["ended"], 5.0)
+        await until(page, lambda now: now["ended"])
         assert (await state(page))["seqs"] == list(range(1, len(events) + 1))
         assert "".join(await texts(page, "message", "text")) == "and on, " * len(odd)
         assert await texts(page, "status") == ["completed"]

@@ -39,7 +39,7 @@ async def seen(page: Page) -> tuple[list[dict[str, Any]], int | None]:
 
 
 async def closed(page: Page) -> tuple[list[dict[str, Any]], int]:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             messages, code = await seen(page)
             if code is not None:
@@ -66,7 +66,7 @@ async def test_many_runs_on_one_connection(upstream: ScriptedUpstream, redis_url
         runs = {upstream.play(recording(name), rate=500): name for name in names}
         wishes = [{"op": "subscribe", "run_id": run_id} for run_id in runs]
         await opened(await at_origin(page, relay.url), "/v1/events", *wishes)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 messages, code = await seen(page)
                 assert code is None
@@ -84,7 +84,7 @@ async def test_after_a_kill_it_comes_back_with_its_cursor_and_misses_nothing(
     async with RelayProcess(upstream.url, tmp_path, delivery={}) as relay:
         run_id = upstream.add_run([("run.started", {}), *[("message.delta", {"content_delta": "a"})] * 20])
         await opened(await at_origin(page, relay.url), f"/v1/runs/{run_id}/events")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len((await seen(page))[0]) < 21:
                 await asyncio.sleep(0.05)
         await relay.kill()

@@ -86,17 +86,22 @@ class Talking(Protocol):
     def add(self, thread_id: str, role: str, content: str, run_id: str | None = None) -> Any: ...
 
 
-def options(up: Behind) -> dict[str, Any]:
+def options(up: Behind, poll_s: float) -> dict[str, Any]:
     """How relay is told of it."""
-    return {"name": "main", "provider": up.kind, "base_url": up.url, "token": TOKEN, "poll_s": 0.05}
+    return {"name": "main", "provider": up.kind, "base_url": up.url, "token": TOKEN, "poll_s": poll_s}
 
 
 @asynccontextmanager
-async def relay_before(up: Behind, redis_url: str, **sections: dict[str, Any]) -> AsyncIterator[RunningRelay]:
-    """A relay in this process. Heartbeats come fast, so that a test of silence is short."""
+async def relay_before(
+    up: Behind, redis_url: str, *, poll_s: float = 0.2, **sections: dict[str, Any]
+) -> AsyncIterator[RunningRelay]:
+    """A relay in this process. Heartbeats come fast, so that a test of silence is short.
+
+    A stream that is silent for `poll_s` is helped out by looks, which tell the text first: by then it must have begun.
+    """
     fast = {"delivery": {"heartbeat_s": 0.4}, "ingest": {"idle_check_s": 10.0}}
     settings = settings_for(up.url, **{**fast, **sections})
-    given = options(up)
+    given = options(up, poll_s)
     upstream = UpstreamOptions(**{**given, "token": Secret(given["token"])})
     async with serving(replace(settings, upstreams=(upstream,)), redis_url) as relay:
         yield relay
@@ -120,7 +125,7 @@ def process_before(up: Behind, directory: Path, redis_url: str) -> RelayProcess:
         "ingest": {"lease_s": 1.0},
         "redis": {"prefix": f"t{secrets.token_hex(4)}"},
     }
-    return RelayProcess(up.url, directory, redis_url=redis_url, upstream=options(up), **sections)
+    return RelayProcess(up.url, directory, redis_url=redis_url, upstream=options(up, 0.05), **sections)
 
 
 class Arkloop:

@@ -26,7 +26,7 @@ FACE = Watching.face
 CLIENTS = Watching.NAMES
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.clients]
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def said(events: list[dict[str, Any]]) -> str:
 
 
 async def until(fact: Any) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not fact():
             await asyncio.sleep(0.02)
 

@@ -19,7 +19,7 @@ from tests.support.relay import RunningRelay, running
 from tests.support.upstream import ScriptedUpstream
 
 __all__ = ["CLIENTS", "FACE"]
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(60), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 @pytest.fixture(params=CLIENTS)
@@ -214,7 +214,7 @@ async def test_a_create_sent_again_makes_one_run(kind: str, behind: Behind, redi
             # Another turn with the very same words is another run.
             assert (await runs.create(thread_id, assistant_id="p1")).id != run_id
 
-    async with relay_before(behind, redis_url) as relay:
+    async with relay_before(behind, redis_url, poll_s=1.0) as relay:
         await asyncio.gather(talk(relay.url, "t1", stream=False), talk(relay.url, "t2", stream=True))
     assert len(behind.created) == 4
 

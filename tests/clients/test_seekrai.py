@@ -31,7 +31,6 @@ from tests.support.upstream import ScriptedUpstream
 __all__ = ["CLIENTS", "FACE"]
 pytestmark = [
     pytest.mark.clients,
-    pytest.mark.timeout(60),
     pytest.mark.filterwarnings("ignore"),  # its dependencies warn of each other
 ]
 new = pytest.mark.skipif(LEGACY, reason="this version has no such call, or reads another spelling")
@@ -172,7 +171,7 @@ async def test_a_create_sent_again_makes_one_run(kind: str, behind: Behind, redi
             behind.slow_create(0.0)
             await seekr.call("run", AGENT, thread_id)
 
-    async with relay_before(behind, redis_url) as relay:
+    async with relay_before(behind, redis_url, poll_s=1.0) as relay:
         await asyncio.gather(talk(relay.url, "t1", stream=False), talk(relay.url, "t2", stream=True))
     assert len(behind.created) == 4
 

@@ -29,7 +29,7 @@ from tests.support.upstream import ScriptedUpstream
 from tests.system.rig import relay_here
 from tests.system.watching import native
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.clients]
 
 NODE = ROOT / "tests" / "clients" / "node"
 EVENTS = 120

@@ -24,7 +24,6 @@ from tests.support.needs import sdk
 
 pytestmark = [
     pytest.mark.clients,
-    pytest.mark.timeout(150),
     pytest.mark.filterwarnings("ignore"),
 ]
 FACES = os.environ.get("RELAY_TEST_FACES", "openai seekrflow arkloop native").split()
@@ -50,7 +49,7 @@ class Crowd:
 
     async def _one(self, watcher: Watcher, url: str, run_id: str) -> None:
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(150):
                 await watcher.follow(url, run_id)
         except (Exception, ExceptionGroup) as error:  # what broke for one of them is told for that one
             self._errors[watcher] = error
@@ -58,7 +57,7 @@ class Crowd:
     async def heard(self, text: str) -> None:
         """Every one of them has heard so much; from now on the connection it has is the one to keep."""
         late: list[Watcher] = self.watchers
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 60
         while late := [one for one in self.watchers if one.text != text and one not in self._errors]:
             assert time.monotonic() < deadline, [(one.name, one.connections, one.text) for one in late]
             await asyncio.sleep(0.02)
@@ -134,7 +133,7 @@ async def test_upstream_cuts_are_not_noticed(behind: Behind, cells: Cells, redis
         for at in range(9, len(SAID), 5):
             await asyncio.sleep(0.06)
             behind.play(run_id, says(SAID[at : at + 5]))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not behind.spoiled():
                 await asyncio.sleep(0.02)
         behind.play(run_id, COMPLETES)
@@ -180,7 +179,7 @@ async def test_a_run_that_waits_is_answered(behind: Behind, cells: Cells, redis_
         crowd.follow(relay.url, run_id)
         await crowd.heard(SAID[:9])
         url = f"{relay.url}/v1/threads/t1/runs/{run_id}"
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(60):
             while behind.waits:
                 async with relay.session.get(url) as response:
                     if (await response.json())["status"] == "waiting_for_input":

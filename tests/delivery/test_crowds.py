@@ -149,7 +149,7 @@ class World:
                 reader.stream.beat(asyncio.get_running_loop().time())
 
     async def until(self, fact: Callable[[], bool]) -> None:
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(20):
             while not fact():
                 for reader in self.readers:
                     reader.connection.taken()

@@ -68,7 +68,7 @@ async def test_at_a_crash_every_idle_viewer_is_told_goodbye(upstream: ScriptedUp
     app = App(settings, redis_url, TOKEN_SECRET, lambda: alive[0])
     started = asyncio.Event()
     serving = asyncio.ensure_future(app.run(asyncio.Event(), lambda _: started.set()))
-    async with AsyncExitStack() as stack, asyncio.timeout(20):
+    async with AsyncExitStack() as stack, asyncio.timeout(60):
         await started.wait()
         raws: list[Any] = [await stack.enter_async_context(connection(app.address)) for _ in range(4)]
         for raw in raws:

@@ -18,8 +18,6 @@ from tests.support.upstream import ScriptedUpstream
 from tests.system.rig import metrics
 from tests.web.raw import events
 
-pytestmark = pytest.mark.timeout(60)
-
 BACKLOG = 32_768
 TEXT = "x" * 2_000
 
@@ -50,7 +48,7 @@ async def rest_of(sock: socket.socket) -> bytes:
     """Everything, up to the last chunk or the end of the connection."""
     data = b""
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not data.endswith(b"0\r\n\r\n") and (part := await loop.sock_recv(sock, 1 << 20)):
             data += part
     return data.partition(b"\r\n\r\n")[2]
@@ -94,7 +92,7 @@ async def test_one_that_reads_nothing_holds_no_more_than_its_budget_and_is_named
             for _ in range(2_000):
                 delta(upstream, run_id)
                 await asyncio.sleep(0)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while await value(relay, 'relay_viewer_lag_events{quantile="1"}') < 1_000:
                     await asyncio.sleep(0.05)
             assert 0 < unsent(sock) <= 2 * BACKLOG, "Linux alone would hold megabytes"
@@ -117,7 +115,7 @@ async def test_one_that_falls_behind_gets_merged_deltas_if_it_takes_them_and_its
             for _ in range(1_000):
                 delta(upstream, run_id)
                 await asyncio.sleep(0.001)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not await value(relay, "relay_slow_readers"):
                     await asyncio.sleep(0.05)
             upstream.append(run_id, "run.completed", {})

@@ -94,7 +94,7 @@ async def test_one_who_leaves_the_line_holds_nobody_up() -> None:
     first, second = asyncio.create_task(turns.mine()), asyncio.create_task(turns.mine())
     await passes(1)
     first.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await second
     with pytest.raises(asyncio.CancelledError):
         await first

@@ -212,7 +212,7 @@ def test_a_relay_that_dies_again_and_again_is_given_up(demo: StartDemo) -> None:
         killed |= pids
         time.sleep(0.02)
     assert one.process.returncode == 1
-    assert len(killed) == Patience().most
+    assert len(killed) >= Patience().most
     assert re.search(r"^relay: the relay died 5 times in a row: [^\n]*\n\Z", one.err, re.MULTILINE)
 
 

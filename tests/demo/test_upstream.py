@@ -33,7 +33,7 @@ async def up() -> AsyncIterator[DemoUpstream]:
 @pytest.fixture
 async def http(up: DemoUpstream) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"Authorization": "Bearer secret"}
-    async with httpx.AsyncClient(base_url=up.url, headers=headers, timeout=10, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=up.url, headers=headers, timeout=60, trust_env=False) as client:
         yield client
 
 
@@ -150,7 +150,7 @@ async def test_stop_aborts_open_streams() -> None:
     upstream = DemoUpstream(speed=FAST)
     await upstream.start()
     run_id = upstream.play(SHORT)
-    async with httpx.AsyncClient(base_url=upstream.url, timeout=10, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=upstream.url, timeout=60, trust_env=False) as http:
         async with http.stream("GET", f"/v1/runs/{run_id}/events") as answer:
             pieces = answer.aiter_raw()
             await anext(pieces)
@@ -263,7 +263,7 @@ async def test_input_is_checked_told_and_awaited(up: DemoUpstream, http: httpx.A
     run_id = up.play(script("q", started(persona="q"), question, completed(input_tokens=1, output_tokens=1)))
     run = up.ledger.get(run_id)
     assert run is not None
-    assert await run.until(lambda run: run.last_seq == 2, 5)
+    assert await run.until(lambda run: run.last_seq == 2, 60)
     for content in ("", "  ", "é" * 16_385, 7):
         assert code(await http.post(f"/v1/runs/{run_id}/input", json={"content": content})) == (422, "validation.error")
     assert (await http.post(f"/v1/runs/{run_id}/input", json={"content": "é" * 16_384})).json() == {"ok": True}

@@ -65,7 +65,7 @@ def publish(topic: Topic, seq: int) -> None:
     topic.publish([Event(seq, "message.delta", encode(body))])
 
 
-async def until(fact: Callable[[], object], within_s: float = 10.0) -> None:
+async def until(fact: Callable[[], object], within_s: float = 60.0) -> None:
     async with asyncio.timeout(within_s):
         while not fact():
             await asyncio.sleep(0.005)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import pytest
 
 from relay.fanout.bells import BellListener
 from tests.support.failover import agreed, as_user, cut_off, master_of, sentinels, url_of, watched
+from tests.support.stolen import Stopwatch
 
 pytestmark = pytest.mark.system
 
@@ -25,13 +25,13 @@ async def test_bells_move_to_the_new_master(tmp_path: Path) -> None:
         listening = tasks.create_task(listener.run())
         assert await heard.get() is None  # subscribed
         await cut_off(old)
-        new, at = await agreed(redises, old)
-        async with asyncio.timeout(10):
+        new = await agreed(redises, old)
+        async with Stopwatch() as watch, asyncio.timeout(60):  # the connection to the old one would live for ever
             assert await heard.get() is None
-        assert time.monotonic() - at < 2.5
+            assert watch.spent_s < 2.5
         looking = as_user(new)
         await looking.execute_command("SPUBLISH", CHANNEL, "7")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             assert await heard.get() == b"7"
         old_ears = as_user(old)
         assert await old_ears.execute_command("PUBSUB", "SHARDNUMSUB", CHANNEL) == [CHANNEL, 0]

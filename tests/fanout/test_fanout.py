@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ async def read_all(bench: Bench, topic: Topic, cursor: int, upto: int, types: Ty
     """Everything a subscription gives from `cursor` until it stands at `upto`."""
     subscription = bench.hub.subscribe(topic, cursor, WIRE, types)
     seen: list[int] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while subscription.cursor < upto:
             part = await step(subscription)
             if part is None:
@@ -164,7 +165,7 @@ async def test_growth_is_found_when_every_bell_is_lost(bench: Bench, monkeypatch
         monkeypatch.setattr(bench.hub._follower, "_heard", lambda message: None)
         await bench.write(run, 50, seal=True)
         assert await read_all(bench, topic, 0, 50) == list(range(1, 51))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not topic.sealed:
                 await topic.changed(1.0)
 
@@ -253,7 +254,7 @@ async def test_readers_of_a_trimmed_head_ask_once_and_read_along_while_it_is_fet
     async with bench.hub.topic(run) as topic:
         cursors = [50, 50, 50, 120, 299, 300, 350]
         readers = [asyncio.ensure_future(read_all(bench, topic, cursor, 450)) for cursor in cursors]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (run, 50) not in bench.wanted.asked:  # before that there is nothing to read along with
                 await asyncio.sleep(0.01)
         for upto in (100, 130, 299, 300):
@@ -273,11 +274,12 @@ async def test_a_crowd_that_waits_for_a_trimmed_head_asks_redis_once_a_second(be
     await bench.write(run, 200)
     await trim(bench, run, 100)
     async with bench.hub.topic(run) as topic:
+        began = time.monotonic()
         readers = [asyncio.ensure_future(read_all(bench, topic, 10, 220)) for _ in range(100)]
         for upto in range(201, 221):
             await asyncio.sleep(0.02)
             await bench.write(run, upto)  # each wakes everybody who waits
-        assert len(bench.wanted.asked) <= 2
+        assert len(bench.wanted.asked) <= 2 + (time.monotonic() - began)
         await refill(bench, run, 10, 100)
         assert all(seen == list(range(11, 221)) for seen in await asyncio.gather(*readers))
 
@@ -297,7 +299,7 @@ async def test_a_head_trimmed_before_it_was_published_leaves_no_hole_in_the_wind
             await asyncio.sleep(0.1)
         reader = asyncio.ensure_future(read_all(bench, topic, 100, 310))
         await bench.write(run, 310)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not bench.wanted.asked:
                 await asyncio.sleep(0.01)
         assert topic.window.floor >= 250
@@ -357,7 +359,7 @@ async def test_a_log_that_vanished_is_asked_for_again(bench: Bench) -> None:
     await bench.write(run, 3)
     async with bench.hub.topic(run) as topic:
         await bench.store.run("test", [("DEL", bench.log.keys.log(run), bench.log.keys.run(run))])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while run not in bench.wanted.wanted:
                 await asyncio.sleep(0.02)
         await bench.write(run, 6)

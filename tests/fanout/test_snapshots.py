@@ -107,7 +107,7 @@ def shown(events: Iterable[Event], fold: Fold | None = None) -> Any:
 
 async def first_frame(subscription: Subscription) -> bytes:
     assert subscription.behind
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (part := await subscription.read_back()) is None:
             await subscription.topic.changed(0.2)
     assert not isinstance(part, Notice)
@@ -160,7 +160,7 @@ async def test_a_fold_goes_on_with_the_window_and_asks_redis_for_nothing(world: 
     async with hub.topic(run) as topic:
         for upto in (100, 101, 250, 402):
             await world.write(log, events[len(world.events) : upto])
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while topic.last_seq < upto:
                     await topic.refresh()
                     await topic.changed(0.2)
@@ -272,7 +272,7 @@ async def test_a_new_generation_is_announced_and_its_snapshot_follows(world: Wor
             for i, event in enumerate(long_run(20, ["old "]))
         ]
         await world.write(log, new, OWN)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not reader.behind:
                 await topic.refresh()
                 await topic.changed(0.2)

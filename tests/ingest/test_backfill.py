@@ -27,7 +27,7 @@ from relay.store.redis import Store
 from tests.support import upstream_faults as faults
 from tests.support.upstream import ScriptedUpstream
 
-OPTIONS = IngestOptions(backoff_base_s=0.01, backoff_cap_s=0.05, connect_timeout_s=2.0, stall_s=2.0)
+OPTIONS = IngestOptions(backoff_base_s=0.01, backoff_cap_s=0.05, connect_timeout_s=2.0, stall_s=600.0)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ async def test_it_stops_when_nobody_asks_any_more(
     await upstream.refuse()
     filling = backfill(log, upstream, session, run_id)
     filling.ask(0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await filling.run()
     assert not filling.wanted
     await upstream.accept()
@@ -109,7 +109,7 @@ async def test_a_read_that_nobody_needs_any_more_ends_and_the_next_one_goes_on_f
     upstream.fault(faults.stall(after_events=700), run_id)
     filling = backfill(log, upstream, session, run_id)
     filling.ask(0)
-    async with asyncio.timeout(1.5):  # the upstream would only be given up after two seconds of silence
+    async with asyncio.timeout(60):  # the upstream would only be given up after ten minutes of silence
         await filling.run()
     assert await upto(log, run_id) == 700
     monkeypatch.setattr(backfill_module, "_UNASKED_S", 10.0)
@@ -159,7 +159,7 @@ async def test_who_came_for_a_lower_cursor_makes_it_start_anew_in_the_middle(
     filling = backfill(log, upstream, session, run_id)
     filling.ask(2000)
     running = asyncio.ensure_future(filling.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (await log.old.behind(RunKey("main", run_id), 2000, 1)).where != "old":
             await asyncio.sleep(0)
         filling.ask(5)

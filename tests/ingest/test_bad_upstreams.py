@@ -119,7 +119,7 @@ class Trial:
                 assert self.types == [], "a run that waits has not begun"
             self.server.always.pop(self.place, None)
             del self.sim.chance.randint
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await pumping
         bodies = [json.loads(event.json) for event in self.log.rows]
         assert self.types[-1] == "run.completed", self.key.upstream
@@ -209,7 +209,7 @@ async def test_a_known_run_that_is_not_found_is_gone_the_third_time(shape: str, 
         options = UpstreamOptions(trial.key.upstream, PROVIDER[shape], trial.server.url, poll_s=0.005)
         upstream = OwnUpstream(options, OWN_SEQ[PROVIDER[shape]], session, OPTIONS)
         pump = OwnPump(trial.key, upstream, cast(Any, trial.log), cast(Any, trial.log), OPTIONS, 2**20)
-        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
             tasks.create_task(pump.run())
             if times < 3:
                 await until(lambda: trial.server.count("run") >= times + 4)
@@ -259,12 +259,12 @@ async def test_no_answer_of_arkloop_ends_a_run_but_its_end(upstream: ScriptedUps
             before_it[run_id] = met(run_id)
 
         for name, (run_id, journal, viewer) in watching.items():
-            await until(lambda run_id=run_id: met(run_id) >= before_it[run_id] + 4, 30)
+            await until(lambda run_id=run_id: met(run_id) >= before_it[run_id] + 4, 60)
             assert not viewer.done(), name
             assert journal.seqs == [1], name
             upstream.heal(run_id)
             upstream.finish(run_id)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await viewer
             assert [event["type"] for event in journal.events] == ["run.started", "run.completed"], name
             assert not any(event.get("synthesized") for event in journal.events), name
@@ -295,6 +295,6 @@ async def test_what_is_no_event_of_arkloop_is_counted_and_ends_nothing(
         upstream.heal(run_id)
         await until(lambda: journal.events)
         upstream.finish(run_id)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await viewer
     assert [event["type"] for event in journal.events] == ["run.started", "run.completed"]

@@ -157,7 +157,7 @@ async def test_a_finished_run_is_sealed_only_when_it_was_read_to_its_end(monkeyp
     redis = Redis()
     claim = await ended(redis)
     pump, drained = finished(redis, monkeypatch, "unreachable", "reset", "busy", "gone", "stall", "eof")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await pump._own(claim)
     assert drained[:6] == ["unreachable", "reset", "busy", "gone", "stall", "eof"]
     assert redis.rows[-1].seq == 3, "what came behind the end is not lost"
@@ -168,7 +168,7 @@ async def test_a_finished_run_that_nobody_knows_any_more_is_sealed(monkeypatch: 
     redis = Redis()
     claim = await ended(redis)
     pump, drained = finished(redis, monkeypatch, "unreachable", "gone")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await pump._own(claim)
     assert drained.count("gone") >= GONE
     assert redis.sealed == "completed"
@@ -179,7 +179,7 @@ async def test_a_finished_run_is_not_kept_open_for_ever(monkeypatch: pytest.Monk
     claim = await ended(redis)
     pump, drained = finished(redis, monkeypatch, "unreachable")
     monkeypatch.setattr(pump_module, "_RECONCILE_S", 0.05, raising=False)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await pump._own(claim)
     assert len(drained) > 2
     assert redis.sealed == "completed"

@@ -53,13 +53,13 @@ class Bench:
     raw: sync_redis.Redis
 
     async def create(self) -> dict[str, Any]:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             return await self.ingestor.create(self.upstream, "thread-1", {})
 
     async def told(self, run_id: str = "run-1") -> list[dict[str, Any]]:
         """The run's events, once it is sealed."""
         key = RunKey("main", run_id)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while (state := (await self.log.states([key]))[0]) is None or not state.sealed:
                 await asyncio.sleep(0.02)
         return [json.loads(event.json) for event in (await self.log.read([(key, 0, 1000)]))[0]]
@@ -183,7 +183,7 @@ async def test_a_pump_that_loses_its_run_reads_the_runs_stream_to_its_end(redis_
         keys = relay.log.keys
         await until(lambda: relay.ingestor.describe()[0]["owned"])
         relay.raw.hset(keys.run(KEY), mapping={"owner": "another", "fence": "1"})
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while relay.ingestor.describe():
                 relay.raw.zadd(keys.leases(KEY), {keys.member(KEY): relay.raw.time()[0] * 1000 + 2000})  # type: ignore[index]
                 await asyncio.sleep(0.05)

@@ -179,7 +179,7 @@ async def test_what_cannot_be_had_of_a_run_is_told_before_its_end(redis_url: str
         server.always["attach"] = Fault(status=404, body="{}")
         settings = settings_for(server.url, ingest={"lease_s": 1.0})
         upstream = UpstreamOptions("main", provider, server.url, poll_s=0.05)
-        async with serving(replace(settings, upstreams=(upstream,)), redis_url) as relay, asyncio.timeout(20):
+        async with serving(replace(settings, upstreams=(upstream,)), redis_url) as relay, asyncio.timeout(60):
             query = {"thread_id": "thread-1"}
             journal = await watch_sse(relay.session, relay.events("run-1"), Journal(), query=query)
     kinds = [event["type"] for event in journal.events]

@@ -35,7 +35,7 @@ class Meeting:
         self.server.faults["attach"] = list(cuts)
         log = MemoryLog(Random(0), 0.0)
         pump = OwnPump(RunKey("sim", run.run_id), self.upstream, cast(Any, log), cast(Any, log), OPTIONS, 2**20)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await pump.run()
         assert log.rows[-1].type == "run.completed"
         return [event.type for event in log.rows]

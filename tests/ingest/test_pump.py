@@ -112,7 +112,7 @@ async def test_one_that_waits_for_the_end_of_a_lease_claims_at_once_when_its_own
 
 
 async def until(fact: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not fact():
             await asyncio.sleep(0.01)
 

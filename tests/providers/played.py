@@ -100,7 +100,7 @@ async def played(provider: OwnSeqProvider, case: Case) -> list[list[Any]]:
         reading = intake.task = asyncio.create_task(intake.read())
         await asyncio.wait([reading])  # all of it is there before anybody looks: the same order every time
     pump = OwnPump(KEY, upstream, cast(Any, log), cast(Any, log), OPTIONS, 2**20, intake=intake)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await pump.run()
     assert log.sealed
     assert [event.seq for event in log.rows] == list(range(1, len(log.rows) + 1))

@@ -111,7 +111,7 @@ async def test_a_relay_reads_it_and_acts_on_it(installed: Any, redis_url: str) -
     loaded = load(None, {"RELAY_UPSTREAMS": json.dumps([upstream])})
     settings = replace(settings_for(address, ingest={"linger_s": 0.1}), upstreams=loaded.upstreams)
     try:
-        async with serving(settings, redis_url) as relay, asyncio.timeout(30):
+        async with serving(settings, redis_url) as relay, asyncio.timeout(60):
             async with relay.session.post(f"{relay.url}/v1/threads/q-1/runs", json={"what": "count"}) as response:
                 assert (response.status, (await response.json())["run_id"]) == (201, "j-1")
             journal = Journal()

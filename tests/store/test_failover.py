@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,11 +25,12 @@ from tests.support.failover import (
     url_of,
     watched,
 )
+from tests.support.stolen import Stopwatch
 
 pytestmark = pytest.mark.system
 
 WITHIN_S = 2.0
-"""From the moment the sentinels agree until nobody writes to the old master any more."""
+"""From the moment the sentinels agree until we write to the new master."""
 
 
 @pytest.fixture
@@ -57,16 +57,22 @@ async def test_an_old_master_that_lives_on_apart_is_left_when_another_is_elected
         writing = asyncio.create_task((writer := Writer(store)).run())
         await until(lambda: writer.last_at(old))
         await cut_off(old)
-        new, at = await agreed(redises, old)
-        await asyncio.sleep(WITHIN_S + 1.0)
-        last_on_old, last_on_new = await writer.last_at(old), await writer.last_at(new)
+        new = await agreed(redises, old)
+        async with Stopwatch() as watch:
+            await until(lambda: writer.last_at(new))
+            assert watch.spent_s < WITHIN_S
+        last_on_old, first_on_new = await writer.last_at(old), await writer.last_at(new)
+        await until(lambda: _later(writer, new, first_on_new + 1.0))
+        assert await writer.last_at(old) == last_on_old, "the old one is written to again"
         writing.cancel()
     looking = as_user(old)
     assert (await looking.execute_command("ROLE"))[0] == b"master", "it was demoted: this proves nothing"
     await looking.aclose()
-    assert last_on_old - at < WITHIN_S
-    assert last_on_new > at + WITHIN_S
     assert failovers() == before + 1
+
+
+async def _later(writer: Writer, node: Node, at: float) -> bool:
+    return await writer.last_at(node) > at
 
 
 async def test_a_planned_failover_is_followed_though_the_old_master_answers(redises: Sentinel) -> None:
@@ -74,16 +80,21 @@ async def test_a_planned_failover_is_followed_though_the_old_master_answers(redi
     async with watched(url_of(redises)) as store:
         writing = asyncio.create_task((writer := Writer(store)).run())
         await redises.failover(0)
-        new, at = await agreed(redises, old)
-        await asyncio.sleep(WITHIN_S)
-        assert await port_of(store) == new.link.port  # type: ignore[union-attr]
+        new = await agreed(redises, old)
+        async with Stopwatch() as watch:
+            await until(lambda: _is_at(store, new))
+            assert watch.spent_s < WITHIN_S
+        await until(lambda: writer.last_at(new))
         writing.cancel()
-    with suppress(IndexError):  # it was demoted and is a copy of the new one, or it never was written to
-        assert await writer.last_at(old) - at < WITHIN_S or (await _role(old)) == "slave"
+    await until(lambda: _is_a_replica(old))
 
 
-async def _role(node: Node) -> str:
-    return await node.role()
+async def _is_at(store: Store, node: Node) -> bool:
+    return node.link is not None and await port_of(store) == node.link.port
+
+
+async def _is_a_replica(node: Node) -> bool:
+    return await node.role() == "slave"
 
 
 async def test_commands_under_way_fail_when_their_master_is_left(redises: Sentinel) -> None:
@@ -101,7 +112,7 @@ async def test_commands_under_way_fail_when_their_master_is_left(redises: Sentin
         await agreed(redises, old)
         with pytest.raises(StoreUnavailable):
             await under_way
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 45, "it waited for its own time limit"
         await store.run("test", [("SET", "x", "1")])
         await looking.aclose()
 
@@ -115,7 +126,7 @@ async def test_a_stale_minority_is_not_believed_by_a_new_process(redises: Sentin
     old = await master_of(redises)
     assert old.link is not None
     await cut_off(old)
-    new, _ = await agreed(redises, old)
+    new = await agreed(redises, old)
     stale = redises.others[0].client
     await stale.execute_command("ACL", "SETUSER", "default", "-publish")  # it does not listen to the others
     await stale.execute_command("SENTINEL", "REMOVE", "main")
@@ -153,7 +164,7 @@ async def test_a_process_that_was_frozen_looks_before_it_writes(redises: Sentine
         writer = Writer(store)
         await port_of(store)
         await cut_off(old)
-        new, _ = await agreed(redises, old)
+        new = await agreed(redises, old)
         await asyncio.sleep(3.1)
         await store.run("test", [("XADD", writer.key, "*", "t", "1")])
     assert await writer.last_at(new) == 1

@@ -123,7 +123,7 @@ class JumpingRedis:
                 stdout=log, stderr=log, env={**os.environ, **self.clock.environment},
             )  # fmt: skip
         self.raw = redis.Redis(unix_socket_path=str(self._socket), retry=Retry(NoBackoff(), 0))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self._up():
             assert time.monotonic() < deadline, (self._directory / "server.log").read_text()[-1000:]
             time.sleep(0.01)
@@ -147,7 +147,7 @@ class JumpingRedis:
     def jump(self, by_s: float) -> None:
         """Returns when the server itself says so."""
         self.clock.jump(by_s)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while abs(self.now_s() - time.time() - self.clock.offset_s) > 0.2:
             assert time.monotonic() < deadline, "the server's clock does not jump"
             time.sleep(0.001)

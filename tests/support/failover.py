@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from relay.core.errors import StoreUnavailable
 from relay.store.options import RedisOptions
 from relay.store.redis import Store
 from tests.campaign.servers import Node, Sentinel
@@ -73,15 +74,15 @@ async def master_of(redises: Sentinel) -> Node:
     return (await redises.masters())[0]
 
 
-async def agreed(redises: Sentinel, old: Node, timeout_s: float = 20.0) -> tuple[Node, float]:
-    """The new master and the moment most sentinels named it."""
+async def agreed(redises: Sentinel, old: Node, timeout_s: float = 60.0) -> Node:
+    """The new master, once most sentinels name it."""
     async with asyncio.timeout(timeout_s):
         while True:
             named = [await _named(sentinel) for sentinel in redises.others]
             for node in redises.nodes:
                 assert node.link is not None
                 if node is not old and named.count(node.link.port) >= 2:
-                    return node, time.monotonic()
+                    return node
             await asyncio.sleep(0.02)
 
 
@@ -112,10 +113,10 @@ class Writer:
         return float(next(iter(entries[0][1].values() if isinstance(entries[0][1], dict) else entries[0][1][1:])))
 
 
-async def until(fact: Callable[[], Awaitable[Any]], timeout_s: float = 10.0) -> Any:
+async def until(fact: Callable[[], Awaitable[Any]], timeout_s: float = 60.0) -> Any:
     async with asyncio.timeout(timeout_s):
         while True:
-            with suppress(exceptions.RedisError, OSError, IndexError):
+            with suppress(exceptions.RedisError, StoreUnavailable, OSError, IndexError):
                 if found := await fact():
                     return found
             await asyncio.sleep(0.02)

@@ -42,7 +42,7 @@ class ManyViewer:
     def said(self, name: str) -> list[dict[str, Any]]:
         return [data for kind, data in self.notices if kind == name]
 
-    async def until(self, fact: Callable[[ManyViewer], object], timeout_s: float = 30.0) -> None:
+    async def until(self, fact: Callable[[ManyViewer], object], timeout_s: float = 60.0) -> None:
         """Wait for a fact about what was seen. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             while not fact(self):

@@ -404,7 +404,7 @@ def _joined(texts: list[str]) -> bytes:
 
 async def live(seed: int, shape: str, **more: Any) -> World:
     world = World(seed, shape, **more)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await world.run()
     world.check()
     return world

@@ -189,7 +189,7 @@ def dumped(value: object) -> str:
     return json.dumps(value)
 
 
-async def until(condition: Any, within_s: float = 10.0) -> None:
+async def until(condition: Any, within_s: float = 60.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():
             await asyncio.sleep(0.01)

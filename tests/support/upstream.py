@@ -181,7 +181,7 @@ class ScriptedUpstream(ScriptedRuns):
         """following, max_following, follows, draining, max_draining, drains."""
         return self.traffic.counts(run_id)
 
-    async def until(self, fact: Callable[[], object], timeout_s: float = 10.0) -> None:
+    async def until(self, fact: Callable[[], object], timeout_s: float = 60.0) -> None:
         """Wait for a fact about this upstream. Raises `TimeoutError`."""
         async with asyncio.timeout(timeout_s):
             while not fact():

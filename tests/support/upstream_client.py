@@ -163,13 +163,13 @@ class UpstreamClient:
     async def counters(self, run_id: str) -> dict[str, int]:
         return dict(await self.call("counters", run_id=run_id))
 
-    async def until(self, run_id: str, fact: Callable[[dict[str, int]], object], timeout_s: float = 10.0) -> None:
+    async def until(self, run_id: str, fact: Callable[[dict[str, int]], object], timeout_s: float = 60.0) -> None:
         """Wait for a fact about the run's counters. Raises `TimeoutError`."""
         async with asyncio.timeout(timeout_s):
             while not fact(await self.counters(run_id)):
                 await asyncio.sleep(0.02)
 
-    async def until_answering(self, timeout_s: float = 10.0) -> None:
+    async def until_answering(self, timeout_s: float = 60.0) -> None:
         """Wait until somebody listens on the port again."""
         async with asyncio.timeout(timeout_s):
             while not await self._answers():

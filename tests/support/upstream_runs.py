@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -33,6 +34,10 @@ def _step(event: Event) -> Step:
     return Step(event["type"], event.get("data", {}), event.get("dt_ms", 0.0), event.get("seq"))
 
 
+def _cut(script: Script, at: int) -> tuple[Script, Script]:
+    return replace(script, steps=script.steps[:at]), replace(script, steps=script.steps[at:])
+
+
 def _write(run: Run, event: Event) -> None:
     if isinstance(event, Mapping):
         envelope = {name: value for name, value in event.items() if name not in ("type", "data", "dt_ms")}
@@ -56,6 +61,7 @@ class ScriptedRuns(DemoUpstream):
         """The script of every POSTed run beyond these."""
         self.created: list[tuple[str, dict[str, str]]] = []
         """Every POSTed run with its body."""
+        self._held: dict[str, Script] = {}
 
     # ── runs and truth ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -118,13 +124,27 @@ class ScriptedRuns(DemoUpstream):
         run_id: str | None = None,
         thread_id: str | None = None,
         rate: float | None = None,
+        hold: int = 0,
     ) -> str:
-        """Play in the background, into a run that exists or a new one: at `rate` events a second, or its pace × `speed`."""
+        """Play in the background, into a run that exists or a new one: at `rate` events a second, or its pace × `speed`.
+
+        The last `hold` steps wait for `go_on`: what a test does in the middle of the run is in its middle on any machine.
+        """
         script = as_script(script) if rate is None else as_script(script).paced(rate)
+        if hold:
+            script, rest = _cut(script, len(script.steps) - hold)
         if run_id is None or self.ledger.get(run_id) is None:
-            return super().play(script, speed=speed, run_id=run_id, thread_id=thread_id)
-        self._player.play(script, self.run(run_id), speed=speed or self.speed)
+            run_id = super().play(script, speed=speed, run_id=run_id, thread_id=thread_id)
+        else:
+            self._player.play(script, self.run(run_id), speed=speed or self.speed)
+        if hold:
+            self._held[run_id] = rest
         return run_id
+
+    async def go_on(self, run_id: str, *, speed: float | None = None) -> None:
+        """What `play` held begins to come, once all before it has."""
+        await self.played(run_id)
+        self._player.play(self._held.pop(run_id), self.run(run_id), speed=speed or self.speed)
 
     def play_recording(self, path: str, *, speed: float = 1.0, run_id: str | None = None) -> str:
         """Play a `*.jsonl` recording into a new run."""

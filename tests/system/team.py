@@ -19,7 +19,7 @@ from tests.support.relay import RelayProcess
 from tests.system.rig import at_rest
 
 
-async def until(fact: Callable[[], object], timeout_s: float = 30.0, *, what: str = "it") -> None:
+async def until(fact: Callable[[], object], timeout_s: float = 60.0, *, what: str = "it") -> None:
     """Wait until a fact is true."""
     deadline = time.monotonic() + timeout_s
     while not fact():
@@ -44,7 +44,7 @@ class Team(RelayProcess):
         self.session: aiohttp.ClientSession
 
     # ── its life ────────────────────────────────────────────────────────────────────────────────────────────────
-    async def start(self, timeout_s: float = 30.0) -> None:
+    async def start(self, timeout_s: float = 60.0) -> None:
         """Returns when all workers serve."""
         begun = len(self.lines())
         await super().start(timeout_s)
@@ -85,7 +85,7 @@ class Team(RelayProcess):
         os.kill(pid, sign)
         return pid
 
-    async def ended(self, timeout_s: float = 30.0) -> int:
+    async def ended(self, timeout_s: float = 60.0) -> int:
         """Its exit status, once it has ended by itself."""
         assert self.process is not None
         async with asyncio.timeout(timeout_s):
@@ -103,12 +103,12 @@ class Team(RelayProcess):
 
     async def get(self, path: str, **how: Any) -> tuple[int, Any]:
         """Status and JSON of the admin listener."""
-        async with self.session.get(f"{self.admin_url}{path}", timeout=aiohttp.ClientTimeout(10), **how) as response:
+        async with self.session.get(f"{self.admin_url}{path}", timeout=aiohttp.ClientTimeout(60), **how) as response:
             return response.status, await response.json()
 
     async def series(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         """/metrics, read by Prometheus' own parser."""
-        async with self.session.get(f"{self.admin_url}/metrics", timeout=aiohttp.ClientTimeout(10)) as response:
+        async with self.session.get(f"{self.admin_url}/metrics", timeout=aiohttp.ClientTimeout(60)) as response:
             assert response.status == 200
             text = await response.text()
         return {

@@ -30,7 +30,7 @@ async def watched(relay: RunningRelay, run_id: str) -> list[Viewer]:
     """One viewer of each kind, to the end."""
     async with crowd(relay.events(run_id)) as people:
         people.join_all()
-        return await people.ended(40)
+        return await people.ended()
 
 
 @pytest.mark.parametrize("kind", ["completed", "failed", "cancelled", "interrupted"])
@@ -314,7 +314,7 @@ async def test_a_run_that_waits_for_room_is_pumped_when_its_viewer_comes_back(
         upstream.finish(waits)
         async with crowd(relay.events(waits)) as others:
             others.join("sse")
-            await others.ended(10)
+            await others.ended()
             others.check(upstream.truth(waits))
 
 

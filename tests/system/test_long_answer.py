@@ -77,7 +77,7 @@ async def test_two_hundred_restless_viewers_see_exactly_the_recording(
                 people.join(kind, chance=random.Random(seed * 1000 + i), within_s=4.0)
             script = [event for event in recording("long-answer") if event["seq"] > 1]
             upstream.play(script, run_id=run_id, rate=200)
-            await people.ended(60)
+            await people.ended()
             assert len(upstream.truth(run_id)) == 817
             people.check(upstream.truth(run_id))
         counters = upstream.counters(run_id)
@@ -97,7 +97,7 @@ async def test_random_faults_reach_no_viewer(upstream: ScriptedUpstream, redis_u
                 people.join(chance.choice(KINDS), chance=random.Random(seed * 1000 + i), within_s=2.0)
             script = [event for event in recording("reasoning") if event["seq"] > 1]
             upstream.play(script, run_id=run_id, rate=250)
-            await people.ended(60)
+            await people.ended()
             people.check(upstream.truth(run_id))
         assert upstream.max_following(run_id) <= 1
         assert upstream.counters(run_id)["max_draining"] <= 1
@@ -142,7 +142,7 @@ async def by_pages(session: aiohttp.ClientSession, url: str, *, limit: int) -> l
 async def at_once(session: aiohttp.ClientSession, url: str, kind: Kind) -> list[int]:
     """The seqs of one body that does not follow."""
     viewer = Viewer(url, kind)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await viewer.once(session)
     return viewer.seqs
 

@@ -23,7 +23,8 @@ def events_of(relay: RelayProcess, run_id: str) -> str:
 
 
 def play(upstream: ScriptedUpstream, rate: float) -> str:
-    return upstream.play(recording("long-answer"), rate=rate)
+    """Its last part waits until the test says so."""
+    return upstream.play(recording("long-answer"), rate=rate, hold=300)
 
 
 def twenty(people: Crowd, seed: int) -> None:
@@ -42,6 +43,7 @@ async def test_kill_9_in_the_middle_of_a_run_costs_no_viewer_an_event(
                 await people.all_saw(lambda viewer, seen=seen: viewer.cursor > seen)
                 await relay.kill()
                 await relay.start()
+            await upstream.go_on(run_id)
             await people.ended()
             people.check(upstream.truth(run_id))
         assert upstream.max_following(run_id) == 1
@@ -60,6 +62,7 @@ async def test_sigterm_tells_viewers_goodbye_and_they_resume_exactly(
             assert await relay.stop() == 0
             await asyncio.gather(*(viewer.until(lambda viewer: viewer.said("relay.goodbye")) for viewer in loyal))
             await relay.start()
+            await upstream.go_on(run_id)
             await people.ended()
             people.check(upstream.truth(run_id))
             for viewer in loyal:
@@ -77,12 +80,13 @@ async def test_sigterm_tells_viewers_goodbye_and_they_resume_exactly(
 
 async def test_kill_9_while_nobody_watches_and_the_run_goes_on(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     async with relay_process(upstream.url, tmp_path) as relay:
-        run_id = upstream.play(recording("web-search"), rate=100)
+        run_id = upstream.play(recording("web-search"), rate=100, hold=60)
         async with crowd(events_of(relay, run_id)) as people:
             early = people.join("sse")
             await early.until(lambda viewer: viewer.cursor >= 20)
             await people.leave()
         await relay.kill()
+        await upstream.go_on(run_id)
         await upstream.played(run_id)
         await relay.start()
         async with crowd(events_of(relay, run_id)) as people:
@@ -110,7 +114,7 @@ async def test_kill_9_after_the_seal_and_the_run_is_still_there_without_the_upst
         await relay.start()
         async with crowd(events_of(relay, run_id)) as people:
             people.join_all()
-            await people.ended(20)
+            await people.ended()
             people.check(upstream.truth(run_id))
         await upstream.accept()
 
@@ -128,6 +132,6 @@ async def test_what_is_read_without_following_after_a_restart_is_not_stale(
             upstream.append(run_id, "message.delta", {"content_delta": "b"})
         await relay.start()
         reader = Viewer(events_of(relay, run_id) + "?follow=false", "sse")
-        async with aiohttp.ClientSession() as session, asyncio.timeout(20):
+        async with aiohttp.ClientSession() as session, asyncio.timeout(60):
             await reader.once(session)
         assert reader.seqs == list(range(1, 21)), "ended properly with half of what the upstream has"

@@ -144,7 +144,7 @@ async def test_sub_runs_come_with_their_run_and_theirs_with_them(
         named(upstream, parent, second)
         named(upstream, second, grandchild)
         upstream.finish(parent)
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, 60)
         for run_id in (parent, first, second, grandchild):
             exact(viewer, upstream, run_id)
         assert viewer.polite_ends == 1

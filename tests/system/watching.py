@@ -65,7 +65,7 @@ class Viewer:
         """The notices of this name."""
         return [data for kind, data in self.notices if kind == name]
 
-    async def until(self, fact: Callable[[Viewer], object], timeout_s: float = 30.0) -> None:
+    async def until(self, fact: Callable[[Viewer], object], timeout_s: float = 60.0) -> None:
         """Wait for a fact about what was seen. Raises `TimeoutError`."""
         async with asyncio.timeout(timeout_s):
             while not fact(self):
@@ -118,7 +118,7 @@ class Viewer:
                 return
 
     async def _parts(self, session: aiohttp.ClientSession, accept: str, separator: bytes) -> AsyncIterator[bytes]:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
         query = {"after_seq": str(self.cursor)}
         async with session.get(self.url, params=query, headers={"Accept": accept}, timeout=timeout) as response:
             self.statuses.append(response.status)

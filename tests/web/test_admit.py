@@ -32,8 +32,6 @@ from tests.support.relay import RunningRelay, running
 from tests.support.upstream import ScriptedUpstream
 from tests.web.raw import ADMIN_KEY, API_KEYS, KEY, TOKEN_SECRET, Raw, bearer, connection, fetch, notices
 
-pytestmark = pytest.mark.timeout(40)
-
 STARTED = ("run.started", {})
 
 
@@ -451,7 +449,7 @@ async def test_a_foreign_page_may_not_open_a_websocket(upstream: ScriptedUpstrea
     async with running(upstream.url, redis_url, server={"cors_origins": (APP,)}) as relay:
         for origin in (relay.url, APP, None):
             async with relay.session.ws_connect(relay.events(run_id), origin=origin) as socket:
-                assert json.loads(await socket.receive_str(timeout=10))["seq"] == 1
+                assert json.loads(await socket.receive_str(timeout=60))["seq"] == 1
         for origin in ("https://evil.example", "null"):
             with pytest.raises(aiohttp.WSServerHandshakeError) as error:
                 await relay.session.ws_connect(relay.events(run_id), origin=origin)
@@ -560,7 +558,7 @@ async def test_what_is_no_proper_request_is_refused_without_a_traceback(
     async with running(upstream.url, redis_url) as relay:
         async with connection(relay.url) as raw:
             await raw.send(request_bytes)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while b"\r\n\r\n" not in raw.data and await raw._more():
                     pass
             assert raw.status in (400, 431), raw.data

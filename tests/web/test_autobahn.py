@@ -35,7 +35,7 @@ AIOHTTPS = {
 LATER = {"6.4.1", "6.4.2", "6.4.3", "6.4.4"}
 """Bad UTF-8 is refused when its message is whole, not in the middle: conformant, but not as early as can be."""
 
-pytestmark = pytest.mark.timeout(3600 if EVERYTHING else 90)
+pytestmark = pytest.mark.timeout(3600 if EVERYTHING else 240)
 
 
 async def echo(request: web.Request) -> web.StreamResponse:

@@ -17,8 +17,6 @@ from tests.support.upstream import ScriptedUpstream
 from tests.web.raw import Raw, connection, fetch
 from tests.web.test_admit import table
 
-pytestmark = pytest.mark.timeout(60)
-
 HOSTILE = [
     "..", ".", "a/b", "../../admin", "%2F", "a%2Fb", "..%2f..%2fadmin", "%2f..", "%2e%2e", "%2e%2e%2f", "%252F", "a%252Fb",
     ":", "a:b", "a%3Ab", "%00", "a%00b", "%0a", "a%0ab", "a%0d%0aX-Evil:%201", "%09", "%20", "a%20b", "%7f", "a.b", "a,b",
@@ -165,7 +163,7 @@ async def test_a_broken_handshake_is_an_envelope(
     async with running(upstream.url, redis_url) as relay, connection(relay.url) as raw:
         assert (await fetch(relay.url, f"/v1/runs/{run_id}/events?follow=false")).status == 200
         await raw.ask(f"/v1/runs/{run_id}/events", upgrade)
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(60):
             while not raw._whole() and await raw._more():
                 pass
         assert raw.status in (400, 422, 426), raw.data

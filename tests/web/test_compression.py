@@ -23,7 +23,6 @@ from tests.web.raw import Raw, connection, events, fetch
 
 zstd = pytest.importorskip("backports.zstd")
 
-pytestmark = pytest.mark.timeout(60)
 
 ON: dict[str, Any] = {"delivery": {"compress": True}}
 SCRIPT = [
@@ -125,7 +124,7 @@ async def test_each_event_can_be_read_when_it_is_there_and_a_cut_stays_a_cut(
         await raw.ask(f"/v1/runs/{run_id}/events", {"Accept-Encoding": coding})
         for seq in range(2, 30):
             upstream.append(run_id, "message.delta", {"content_delta": str(seq)})
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while b"id: %d\n" % seq not in opened(coding)(raw.body):
                     assert await raw._more()
         for stream in tuple(relay.app._pulse._streams):

@@ -20,8 +20,8 @@ from relay.web.options import KeyOptions
 from tests.support.arkloop_threads import vendor
 from tests.support.relay import RunningRelay, running
 from tests.support.upstream import ScriptedUpstream
+from tests.system.rig import metrics
 
-pytestmark = pytest.mark.timeout(60)
 STARTED = ("run.started", {})
 DONE = ("run.completed", {})
 
@@ -272,7 +272,9 @@ async def test_readers_at_one_place_share_the_bytes_and_the_state(upstream: Scri
                         return await response.read()
 
                 readers = [asyncio.create_task(read()) for _ in range(100)]
-                await asyncio.sleep(2)
+                async with asyncio.timeout(60):
+                    while (await metrics(relay.session, relay.admin_url)).get("relay_viewers") != 100:
+                        await asyncio.sleep(0.05)
                 for number in range(50):
                     upstream.append(run_id, "message.delta", {"content_delta": f"{number} ", "role": "assistant"})
                     await asyncio.sleep(0.01)
@@ -355,6 +357,6 @@ async def test_a_list_made_from_a_whole_run_takes_a_place_among_the_streams(
                 await response.content.readany()
                 status, refusal = await get(relay, path)
                 assert (status, refusal["error"]["code"]) == (503, "limits.connections")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while (await get(relay, path))[0] != 200:
                     await asyncio.sleep(0.05)

@@ -32,8 +32,6 @@ from tests.support.relay import RunningRelay, running
 from tests.support.upstream import ScriptedUpstream
 from tests.web.raw import API_KEYS, KEY, PATIENCE_S, Raw, bearer, connection, events, fetch, notices
 
-pytestmark = pytest.mark.timeout(60)
-
 STARTED = ("run.started", {"persona_id": "p"})
 WHOLE = (STARTED, ("message.delta", {"content_delta": "hello", "role": "assistant"}), ("run.completed", {}))
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

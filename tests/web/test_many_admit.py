@@ -22,7 +22,7 @@ async def told(socket: aiohttp.ClientWebSocketResponse, message: Said, *ops: str
     """The answers to a message, up to the last of these."""
     await socket.send_json(message)
     found: list[Said] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not found or found[-1]["op"] not in ops:
             found.append(await socket.receive_json())
     return found
@@ -96,8 +96,8 @@ async def test_a_right_of_one_run_ends_with_its_token_and_the_others_go_on(
 ) -> None:
     async with guarded(upstream, redis_url, ingest={"unwanted_s": 0.5}) as relay:
         brief, lasting = (upstream.add_run(SCRIPT[:1]) for _ in range(2))
-        async with talk(relay) as socket, asyncio.timeout(20):
-            for run_id, seconds in ((brief, 2), (lasting, 600)):
+        async with talk(relay) as socket, asyncio.timeout(60):
+            for run_id, seconds in ((lasting, 600), (brief, 3)):
                 token = await token_for(relay, run_id, seconds)
                 await told(socket, {"op": "subscribe", "run_id": run_id, "token": token}, "event")
             error = await socket.receive_json()
@@ -112,8 +112,8 @@ async def test_another_runs_token_does_not_prolong_the_right_to_this_one(
 ) -> None:
     brief, other = (upstream.add_run(SCRIPT[:1]) for _ in range(2))
     async with guarded(upstream, redis_url) as relay:
-        token = await token_for(relay, brief, 2)
-        async with talk(relay, f"?access_token={token}") as socket, asyncio.timeout(20):
+        token = await token_for(relay, brief, 3)
+        async with talk(relay, f"?access_token={token}") as socket, asyncio.timeout(60):
             await told(socket, {"op": "subscribe", "run_id": brief}, "event")
             await told(socket, {"op": "auth", "token": await token_for(relay, other, 600)}, "authorized")
             error = await socket.receive_json()
@@ -123,11 +123,11 @@ async def test_another_runs_token_does_not_prolong_the_right_to_this_one(
 async def test_who_reads_nothing_any_more_and_has_no_right_is_sent_away(
     upstream: ScriptedUpstream, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversation, "CREDENTIALS_S", 1.5)
+    monkeypatch.setattr(conversation, "CREDENTIALS_S", 3.0)
     run_id = upstream.add_run(SCRIPT[:1])
     async with guarded(upstream, redis_url) as relay:
         token = await token_for(relay, run_id, 3)
-        async with talk(relay) as socket, asyncio.timeout(20):
+        async with talk(relay) as socket, asyncio.timeout(60):
             await told(socket, {"op": "subscribe", "run_id": run_id, "token": token}, "event")
             assert (await socket.receive_json())["code"] == "auth.token_expired"
             assert (await socket.receive_json())["code"] == "auth.missing_token"
@@ -139,16 +139,16 @@ async def test_a_connection_ends_with_its_token_unless_a_new_one_came(
     async with guarded(upstream, redis_url, ingest={"unwanted_s": 0.5}) as relay:
         run_id = upstream.add_run(SCRIPT[:1])
         token = await token_for(relay, run_id, 2)
-        async with talk(relay, f"?access_token={token}") as socket, asyncio.timeout(20):
+        async with talk(relay, f"?access_token={token}") as socket, asyncio.timeout(60):
             await told(socket, {"op": "subscribe", "run_id": run_id}, "event")
             assert (await socket.receive_json())["code"] == "auth.expired"
             await socket.receive()
             assert socket.close_code == 4401
-        token = await token_for(relay, run_id, 2)
-        async with talk(relay, f"?access_token={token}") as socket, asyncio.timeout(20):
+        token = await token_for(relay, run_id, 3)
+        async with talk(relay, f"?access_token={token}") as socket, asyncio.timeout(60):
             await told(socket, {"op": "subscribe", "run_id": run_id}, "event")
             await told(socket, {"op": "auth", "token": await token_for(relay, run_id, 600)}, "authorized")
-            await asyncio.sleep(3.5)  # longer than the first one lasted
+            await asyncio.sleep(4.5)  # longer than the first one lasted
             upstream.append(run_id, "message.delta", {"content_delta": "x"})
             assert (await socket.receive_json())["event"]["seq"] == 2
 
@@ -158,7 +158,7 @@ async def test_who_never_sends_credentials_is_closed(
 ) -> None:
     monkeypatch.setattr(conversation, "CREDENTIALS_S", 0.1)
     async with guarded(upstream, redis_url) as relay:
-        async with talk(relay) as socket, asyncio.timeout(10):
+        async with talk(relay) as socket, asyncio.timeout(60):
             assert (await socket.receive_json())["code"] == "auth.missing_token"
             await socket.receive()
             assert socket.close_code == 4401

@@ -56,7 +56,7 @@ class _Looks:
 async def test_a_refused_sub_run_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roster, "LOOK_S", 0.001)
     desk, multiplex, looks = _Desk(), _Multiplex(), _Looks()
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         gathering = Gathering(cast(Desk, desk), cast(Any, multiplex), NOBODY, tasks, Vector())
         gathering.found.add(RunKey("main", "parent"))
         monkeypatch.setattr(Gathering, "reads", lambda *_: looks.looked < 20)  # the parent goes on for a while

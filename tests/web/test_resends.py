@@ -38,8 +38,10 @@ class Bench:
         self.active = True
         self.busy: dict[str, Any] | None = None
         self.listening = True
+        self.begun = asyncio.Event()
 
     async def create(self) -> dict[str, Any]:
+        self.begun.set()
         await asyncio.sleep(self.delay_s)
         trouble = self.trouble.pop(0) if self.trouble else None
         if trouble is not None:
@@ -146,7 +148,8 @@ async def test_without_any_doubt_a_busy_thread_stays_a_refusal(bench: Bench) -> 
 async def test_a_cancelled_create_is_unclear(bench: Bench) -> None:
     bench.delay_s = 10
     first = asyncio.create_task(bench.ask())
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(60):
+        await bench.begun.wait()
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first

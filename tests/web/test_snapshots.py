@@ -17,8 +17,6 @@ from tests.support.relay import RunningRelay, running, settings_for
 from tests.support.upstream import ScriptedUpstream
 from tests.web.raw import API_KEYS, KEY, auth, bearer, connection, events, fetch, frames, notices, serving
 
-pytestmark = pytest.mark.timeout(60)
-
 SCRIPT: list[tuple[str, dict[str, Any]]] = [
     ("run.started", {"model": "m"}),
     *[("message.delta", {"role": "assistant", "channel": "thinking", "content_delta": f"t{i} "}) for i in range(20)],
