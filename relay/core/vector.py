@@ -43,10 +43,15 @@ class Vector(NamedTuple):
 
     entries: Mapping[bytes, tuple[Place, ...]] = {}
     mark: int = 0
-    """Of a thread's cursor: when its newest run known to the reader was made, in unix microseconds; 0 for none."""
+    """Of a thread's cursor: the reader knows all runs made up to then, in unix microseconds; 0 for none."""
 
     def knows(self, key: RunKey) -> bool:
         return _hash(key) in self.entries
+
+    def reads_beyond(self, keys: Iterable[RunKey]) -> bool:
+        """Whether it speaks of a run that had not ended, and is none of these."""
+        names = {_hash(key) for key in keys}
+        return any(not place.told for name, places in self.entries.items() if name not in names for place in places)
 
     def place(self, key: RunKey, others: Iterable[RunKey] = ()) -> Place:
         """The place in one run; `others` are all runs the reader asks for, so that collisions are seen."""

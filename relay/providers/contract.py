@@ -38,6 +38,7 @@ class RunsQuery(msgspec.Struct, frozen=True):
     status: str | None = None
     until: str | None = None
     since: str | None = None
+    thread_id: str | None = None
 
 
 class Provider(Protocol):

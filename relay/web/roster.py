@@ -2,7 +2,8 @@
 
 Nothing tells us when one starts, so the upstream is asked every two seconds: once for all connections of this process
 that want to know the same. A run that started and ended between two looks, or while its reader was away, is read all the
-same: a thread's cursor has a mark, the time at which its newest known run was made.
+same: a thread's cursor has a mark, the time up to which it knows all runs that were made, and the list is read as far
+back as that.
 """
 
 from __future__ import annotations
@@ -10,20 +11,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import replace
 from typing import Any, Final
 
-from relay.core.errors import RelayError, TooManyRequests
-from relay.core.events import MAX_SEQ, TERMINAL
+from relay.core.errors import RelayError, TooLarge, TooManyRequests
+from relay.core.events import MAX_SEQ
 from relay.core.ids import RunKey, is_id
-from relay.core.times import unix
 from relay.core.vector import Place, Vector
 from relay.delivery.multiplex import Multiplex
-from relay.ingest.own_upstream import OwnUpstream
-from relay.providers.own import ThreadQuery
+from relay.ingest.walk import rfc3339
 from relay.web.directory import AnyUpstream, Directory
 from relay.web.gathering import LATER, Gathering, Wish
+from relay.web.listing import Listing, Row
 
 LOOK_S: Final = 2.0
 OVERLAP_US: Final = 30 * 1_000_000
@@ -39,9 +39,10 @@ class Looks:
         self._kept: OrderedDict[tuple[str, ...], tuple[float, Any]] = OrderedDict()
         self._asking: dict[tuple[str, ...], asyncio.Event] = {}
 
-    async def thread(self, upstream: AnyUpstream, thread_id: str) -> list[dict[str, Any]]:
-        """The newest runs of a thread, newest first, in native names."""
-        return list(await self._look(("thread", upstream.name, thread_id), lambda: _listed(upstream, thread_id)))
+    async def thread(self, upstream: AnyUpstream, thread_id: str) -> Listing:
+        """The runs of a thread: its newest page, and what else its readers want."""
+        listing: Listing = await self._look(("thread", upstream.name, thread_id), Listing(upstream, thread_id).open)
+        return listing
 
     async def children(self, key: RunKey, *, fresh: bool = False) -> list[str]:
         """The sub-runs of a run, as far as its upstream names them; `fresh`: now."""
@@ -71,21 +72,12 @@ class Looks:
         finally:
             del self._asking[at]
             asking.set()
-        self._kept[at] = (time.monotonic() + LOOK_S * 0.9, answer)
+        now = time.monotonic()
+        self._kept[at] = (now + LOOK_S * 0.9, answer)
         self._kept.move_to_end(at)
-        while len(self._kept) > _MOST:
+        while len(self._kept) > _MOST or next(iter(self._kept.values()))[0] < now:
             self._kept.popitem(last=False)
         return answer
-
-
-async def _listed(upstream: AnyUpstream, thread_id: str) -> list[dict[str, Any]]:
-    most = upstream.provider.list_limit
-    if isinstance(upstream, OwnUpstream):
-        runs = await upstream.thread_runs(thread_id, ThreadQuery(most))
-        for run in runs:
-            upstream.note_thread(str(run["run_id"]), thread_id)
-        return runs
-    return upstream.provider.runs(await upstream.ask(upstream.provider.list_thread_runs(thread_id, limit=most)))
 
 
 class Thread:
@@ -109,18 +101,25 @@ class Thread:
         self._tally = multiplex.tally
         self._cursor = cursor
         self._like = like
-        self._made_us: dict[RunKey, int] = {}
-        """The runs of the last list that this reader has met, and when they were made."""
+        self._known_us = multiplex.tally.mark
+        """All runs made up to then were met, on this connection or before it."""
+        self._met: dict[RunKey, int] = {}
+        """Runs that need no second thought, and when they were made: those of the last list, and those of the tally."""
+        self._waiting: dict[RunKey, int] = {}
+        """Runs to be read as soon as there is room, oldest first."""
+        self._resumed = False
+        """Whether the runs of the cursor were looked for."""
+        self._crowded = False
 
     async def follow(self) -> None:
         """For ever, or until it is clear that there is no such thread."""
         troubled = False
         while True:
             try:
-                self._meet(await self._looks.thread(self._upstream, self._thread_id))
+                await self._look()
                 troubled = False
             except RelayError as error:
-                again = error.status in LATER or bool(self._made_us)
+                again = error.status in LATER or bool(self._met)
                 if not troubled:
                     self._multiplex.refuse(error, retrying=again)
                 if not again:
@@ -128,42 +127,87 @@ class Thread:
                 troubled = True
             await asyncio.sleep(LOOK_S)
 
-    def _meet(self, runs: list[dict[str, Any]]) -> None:
+    async def _look(self) -> None:
+        listing = await self._looks.thread(self._upstream, self._thread_id)
+        missed = not await listing.back_to(self._knows_before)
+        before_us, rows = self._known_us, listing.rows
+        self._meet(rows)
+        if missed:
+            self._say_missed(before_us, rows)
+
+    def _knows_before(self, rows: Sequence[Row]) -> bool:
+        """Whether this reader knows all runs that are older than these."""
+        if not self._known_us:
+            return True  # what ended before it came is history
+        made = [row.made_us for row in rows if row.made_us]
+        if rows and not made:
+            return True  # nothing tells old from new
+        back = min(made, default=self._known_us) <= self._known_us - OVERLAP_US
+        return back and (self._resumed or not self._cursor.reads_beyond(row.key for row in rows))
+
+    def _say_missed(self, before_us: int, rows: Sequence[Row]) -> None:
+        oldest_us = min((row.made_us for row in rows if row.made_us), default=0)
+        details = {"made_after": rfc3339(before_us), "made_before": rfc3339(oldest_us)}
+        message = "so many runs of this thread began meanwhile that the older of them are left out"
+        self._multiplex.refuse(TooLarge(message, code="threads.runs_missed", details=details))
+
+    def _meet(self, rows: Sequence[Row]) -> None:
         """Read what is new, oldest first. What had ended before the reader first came is history, and is only marked."""
-        made_us = {RunKey(self._upstream.name, str(run["run_id"])): _made_us(run) for run in runs}
-        first = not self._tally.mark
-        since_us = (self._tally.mark or max(made_us.values(), default=0)) - OVERLAP_US
-        for run in reversed(runs):
-            key = RunKey(self._upstream.name, str(run["run_id"]))
-            if key in self._made_us or self._gathering.reads(key):
-                continue
-            over = str(run.get("status")) in TERMINAL
-            if not over or self._cursor.knows(key) or (not first and made_us[key] > since_us):
-                self._read(key, made_us)
-            elif made_us[key] > since_us:
-                self._tally.put(key, Place(MAX_SEQ, told=True))
+        first = not self._known_us
+        newest_us = max((row.made_us for row in rows), default=0)
+        since_us = (self._known_us or newest_us) - OVERLAP_US
+        for row in reversed(rows):
+            if row.key not in self._met:
+                self._sort(row, since_us, first=first)
+        self._known_us = max(1, self._known_us, newest_us)
+        self._resumed = True
         self._tally.settle()
-        self._tally.mark = max(1, self._tally.mark, *made_us.values())
-        self._forget(made_us)
+        self._read_waiting()
+        self._move_mark()
+        self._forget({row.key for row in rows})
 
-    def _read(self, key: RunKey, made_us: dict[RunKey, int]) -> None:
-        if key not in self._tally:  # from now on the cursor speaks of it, whatever becomes of it before it is open
-            self._tally.put(key, self._cursor.place(key))
-        wish = replace(self._like, run_id=key.run_id, upstream=key.upstream, thread_id=self._thread_id)
-        try:
-            self._gathering.want(wish)
-        except TooManyRequests as error:  # it is met again at the next look, and then there may be room
-            self._multiplex.refuse(error, run_id=key.run_id, retrying=True)
-            del made_us[key]
+    def _sort(self, row: Row, since_us: int, *, first: bool) -> None:
+        """The mark stays before a new run that waits; of any other that is read the cursor speaks from now on."""
+        key = row.key
+        self._met[key] = row.made_us
+        new = row.made_us > since_us
+        known = self._cursor.knows(key)
+        if known or not row.over or (new and not first):
+            self._waiting[key] = row.made_us
+            if known or not new:
+                self._tally.put(key, self._cursor.place(key))
+        elif new:
+            self._tally.put(key, Place(MAX_SEQ, told=True))
 
-    def _forget(self, made_us: dict[RunKey, int]) -> None:
+    def _read_waiting(self) -> None:
+        for key in list(self._waiting):
+            wish = replace(self._like, run_id=key.run_id, upstream=key.upstream, thread_id=self._thread_id)
+            try:
+                self._gathering.want(wish)
+            except TooManyRequests as error:
+                if not self._crowded:
+                    self._multiplex.refuse(error, run_id=key.run_id, retrying=True)
+                self._crowded = True
+                return
+            del self._waiting[key]
+            if key not in self._tally:
+                self._tally.put(key, self._cursor.place(key))
+        self._crowded = False
+
+    def _move_mark(self) -> None:
+        held_us = min((us for key, us in self._waiting.items() if key not in self._tally), default=self._known_us)
+        self._tally.mark = max(1, self._tally.mark, min(self._known_us, held_us))
+
+    def _forget(self, listed: Set[RunKey]) -> None:
         """A run that has ended, and is so old that it could not be taken for a new one, needs no place in the cursor."""
-        for key in self._made_us.keys() | made_us.keys():
-            old = made_us.get(key, 0) <= self._tally.mark - OVERLAP_US
-            if old and self._tally.told(key) and not self._gathering.reads(key):
+        for key, made_us in list(self._met.items()):
+            if key in self._waiting or self._gathering.reads(key):
+                continue
+            if made_us <= self._tally.mark - OVERLAP_US and self._tally.told(key):
                 self._tally.drop(key)
                 self._gathering.found.discard(key)
-        self._made_us = made_us
+            if key not in listed and key not in self._tally:
+                del self._met[key]
 
 
 class Children:
@@ -199,7 +243,3 @@ class Children:
         except RelayError as error:
             return error.status not in LATER
         return True
-
-
-def _made_us(run: dict[str, Any]) -> int:
-    return round((unix(run.get("created_at")) or 0.0) * 1_000_000)

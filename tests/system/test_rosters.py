@@ -11,7 +11,8 @@ import pytest
 
 from relay.core import vector
 from relay.core.ids import RunKey
-from relay.web import roster
+from relay.providers.arkloop.provider import Arkloop
+from relay.web import listing, roster
 from tests.support.many import SseViewer
 from tests.support.upstream import ScriptedUpstream
 from tests.system.rig import relay_here
@@ -84,6 +85,122 @@ async def test_a_run_that_started_and_ended_while_its_reader_was_away_is_read_an
         await viewer.until(lambda viewer: last in viewer.ended)
         assert set(viewer.events) == {active, *meanwhile, last}, just_over
         assert viewer.repeated == 0
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+def short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upstream that lists so few runs at once that twenty are a long thread."""
+    monkeypatch.setattr(Arkloop, "list_limit", 5)
+
+
+async def come_and_go(viewer: SseViewer, session: aiohttp.ClientSession, upstream: ScriptedUpstream) -> str:
+    """A reader of the thread who has seen a run that is active still, and left."""
+    active = upstream.add_run(script(1)[:-1], thread_id="t", created_at=LONG_AGO)
+    await viewer.once(session, leave=lambda viewer: len(viewer.seqs(active)) == 2)
+    return active
+
+
+def began_meanwhile(upstream: ScriptedUpstream, count: int, *, step_s: float = 60.0) -> list[str]:
+    """So many runs, the first of them long ago, the last of them now; all over."""
+    first = datetime.now(UTC) - timedelta(seconds=step_s * count)
+    made = (first + timedelta(seconds=step_s * i) for i in range(count))
+    return [upstream.add_run(script(1), thread_id="t", created_at=created_at) for created_at in made]
+
+
+@pytest.mark.usefixtures("short_lists")
+@pytest.mark.parametrize("step_s", [60.0, 0.0])
+async def test_more_runs_than_a_list_has_began_while_the_reader_was_away_and_all_are_read(
+    upstream: ScriptedUpstream,
+    redis_url: str,
+    session: aiohttp.ClientSession,
+    step_s: float,
+) -> None:
+    async with relay_here(upstream.url, redis_url, ingest=BRIEF, limits={"runs_per_connection": 4}) as relay:
+        viewer = SseViewer(many(relay, "thread=t"))
+        active = await come_and_go(viewer, session, upstream)
+        meanwhile = began_meanwhile(upstream, 23, step_s=step_s)
+        upstream.add_run(script(1), thread_id="another", created_at=LONG_AGO)
+        upstream.finish(active)
+        task = asyncio.create_task(viewer.once(session))
+        await viewer.until(lambda viewer: {active, *meanwhile} <= set(viewer.ended))
+        for run_id in (active, *meanwhile):
+            exact(viewer, upstream, run_id)
+        assert set(viewer.events) == {active, *meanwhile}
+        looks = asked(upstream, "/v1/runs")
+        later = upstream.add_run(script(1), thread_id="t")
+        await viewer.until(lambda viewer: later in viewer.ended)
+        assert not step_s or asked(upstream, "/v1/runs") == looks, (
+            "who is up to date needs no more than the newest page"
+        )
+        assert not step_s or max(map(len, viewer.cursors)) < 300, "a cursor speaks of what is read, not of what waits"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.usefixtures("short_lists")
+async def test_who_waits_for_room_and_leaves_finds_the_rest_when_it_comes_back(
+    upstream: ScriptedUpstream, redis_url: str, session: aiohttp.ClientSession
+) -> None:
+    async with relay_here(upstream.url, redis_url, ingest=BRIEF, limits={"runs_per_connection": 3}) as relay:
+        viewer = SseViewer(many(relay, "thread=t"))
+        await come_and_go(viewer, session, upstream)
+        meanwhile = began_meanwhile(upstream, 17)
+        chance = random.Random(3)
+        async with asyncio.timeout(60):
+            while not set(meanwhile) <= set(viewer.ended):
+                went = len(viewer.order)
+
+                def restless(viewer: SseViewer, went: int = went) -> bool:
+                    moved = len(viewer.order) > went and chance.random() < 0.2
+                    return moved or set(meanwhile) <= set(viewer.ended)
+
+                await viewer.once(session, leave=restless)
+        for run_id in meanwhile:
+            exact(viewer, upstream, run_id)
+
+
+@pytest.mark.usefixtures("short_lists")
+async def test_more_runs_than_will_be_listed_are_said_to_be_missed(
+    upstream: ScriptedUpstream, redis_url: str, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MOST_PAGES", 3)
+    async with relay_here(upstream.url, redis_url, ingest=BRIEF) as relay:
+        viewer = SseViewer(many(relay, "thread=t"))
+        ended = upstream.add_run(script(1)[:-1], thread_id="t", created_at=LONG_AGO)
+        asyncio.get_running_loop().call_later(0.1, upstream.finish, ended)
+        await viewer.once(session, leave=lambda viewer: ended in viewer.ended)
+        meanwhile = began_meanwhile(upstream, 23)
+        task = asyncio.create_task(viewer.once(session))
+        await viewer.until(lambda viewer: viewer.said("error"))
+        [missed] = viewer.said("error")
+        assert (missed["code"], missed["retrying"]) == ("threads.runs_missed", False)
+        before = datetime.fromisoformat(missed["details"]["made_before"])
+        newest = {run_id for run_id in meanwhile if upstream.run(run_id).created_at >= before}
+        assert len(newest) > 5
+        await viewer.until(lambda viewer: newest <= set(viewer.ended))
+        assert set(viewer.events) == {ended, *newest}
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        again = asyncio.create_task(viewer.once(session))
+        last = upstream.add_run(script(1), thread_id="t")
+        await viewer.until(lambda viewer: last in viewer.ended)
+        assert len(viewer.said("error")) == 1, "what was missed is said once"
+        again.cancel()
+        await asyncio.gather(again, return_exceptions=True)
+
+
+async def test_a_run_that_says_it_is_from_the_future_hides_none_that_comes(
+    upstream: ScriptedUpstream, redis_url: str, session: aiohttp.ClientSession
+) -> None:
+    async with relay_here(upstream.url, redis_url, ingest=BRIEF) as relay:
+        viewer = SseViewer(many(relay, "thread=t"))
+        upstream.add_run(script(1), thread_id="t", created_at=datetime.now(UTC) + timedelta(days=1))
+        await come_and_go(viewer, session, upstream)
+        meanwhile = upstream.add_run(script(2), thread_id="t")
+        task = asyncio.create_task(viewer.once(session))
+        await viewer.until(lambda viewer: meanwhile in viewer.ended)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 

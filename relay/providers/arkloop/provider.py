@@ -46,6 +46,8 @@ class Arkloop:
             wanted["until"] = query.until
         if query.since is not None:
             wanted["since"] = query.since
+        if query.thread_id is not None:
+            wanted["thread_id"] = query.thread_id
         return Ask("GET", "/v1/runs", wanted, _JSON)
 
     def list_thread_runs(self, thread_id: str, *, limit: int) -> Ask:
