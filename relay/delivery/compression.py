@@ -120,12 +120,13 @@ class Carrying(Plain, Protocol):
 class Compressed:
     """A connection for a stream: what is written to it is compressed, and framed for its transfer."""
 
-    __slots__ = ("_below", "_chunked", "_encoder", "attend", "drained")
+    __slots__ = ("_below", "_chunked", "_encoder", "_given", "attend", "drained")
 
     def __init__(self, below: Plain, coding: Coding, *, chunked: bool) -> None:
         self._below = below
         self._encoder = _ENCODERS[coding]()
         self._chunked = chunked
+        self._given = 0
         self.attend = below.attend
         self.drained = below.drained
 
@@ -136,6 +137,9 @@ class Compressed:
     @property
     def backlog(self) -> int:
         return self._below.backlog
+
+    def given(self, written: int) -> int:
+        return self._given  # nothing waits in the encoder: each piece is flushed
 
     @property
     def ready(self) -> bool:
@@ -162,7 +166,9 @@ class Compressed:
         self._below.part()
 
     def _put(self, data: bytes) -> None:
-        self._below.put(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        framed = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+        self._given += len(framed)
+        self._below.put(framed)
 
 
 class CarrierCompressed(Compressed):

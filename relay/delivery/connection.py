@@ -56,6 +56,9 @@ class TransportConnection:
     def backlog(self) -> int:
         return self._transport.get_write_buffer_size()
 
+    def given(self, written: int) -> int:
+        return written
+
     @property
     def full(self) -> bool:
         return self._protocol.writing_paused

@@ -27,7 +27,7 @@ from relay.core.window import Slice
 from relay.core.wires import Notice, Wire
 from relay.delivery.options import DeliveryOptions
 from relay.delivery.strand import SLICE_BYTES, Strand
-from relay.delivery.stream import Connection, Farewell
+from relay.delivery.stream import Connection, check
 from relay.fanout.subscription import Subscription
 
 _FEW: Final = 8
@@ -153,7 +153,7 @@ class Multiplex:
         """
         try:
             while True:
-                self._check()
+                check(self._goodbye, self._connection)
                 self._unpark()
                 if self._connection.full:
                     await self._until_taken()
@@ -169,12 +169,6 @@ class Multiplex:
             for run_id in list(self._strands):
                 self.drop(run_id)
             self._connection.attend(None)
-
-    def _check(self) -> None:
-        if self._goodbye is not None:
-            raise Farewell(self._goodbye)
-        if self._connection.closing:
-            raise ConnectionResetError
 
     async def _round(self) -> None:
         """One slice for some of those who have something, and a page for the first who is behind; then others' turn."""
@@ -334,7 +328,7 @@ class Multiplex:
                 self.refuse(expired, run_id=strand.key.run_id)
 
     def _watch_backlog(self, now: float) -> None:
-        taken = self._written - self._connection.backlog
+        taken = self._connection.given(self._written) - self._connection.backlog
         if taken > self._taken:
             self._taken_at = now
         self._taken = taken

@@ -39,7 +39,10 @@ class Connection(Protocol):
 
     @property
     def backlog(self) -> int:
-        """Bytes written that the kernel has not taken yet."""
+        """Bytes that the kernel has not taken yet, of those given to the transport."""
+
+    def given(self, written: int) -> int:
+        """How many bytes the transport was given for so many that were written: other ones, where they are compressed."""
 
     @property
     def ready(self) -> bool:
@@ -95,6 +98,14 @@ class Farewell(Exception):
     def __init__(self, goodbye: Goodbye) -> None:
         super().__init__(goodbye.code)
         self.goodbye = goodbye
+
+
+def check(goodbye: Goodbye | None, connection: Connection) -> None:
+    """Raises Farewell if this stream is to end, ConnectionError if its client is gone."""
+    if goodbye is not None:
+        raise Farewell(goodbye)
+    if connection.closing:
+        raise ConnectionResetError
 
 
 def _nobody() -> None:
@@ -196,7 +207,7 @@ class Stream:
         try:
             async with asyncio.timeout(seconds):
                 while True:
-                    self._check()
+                    check(self._goodbye, self._connection)
                     await wake.wait()
                     wake.clear()
         except TimeoutError:
@@ -214,17 +225,11 @@ class Stream:
         self.woken = wake.set
         return wake
 
-    def _check(self) -> None:
-        if self._goodbye is not None:
-            raise Farewell(self._goodbye)
-        if self._connection.closing:
-            raise ConnectionResetError
-
     async def _catch_up(self) -> bool:
         """Write until the window has nothing more behind the cursor; false if the connection takes no more before that."""
         granted = False
         while True:
-            self._check()
+            check(self._goodbye, self._connection)
             if self._connection.full:
                 self._set_slow(slow=True)
                 self._sub.pressed(yes=True)
@@ -335,7 +340,7 @@ class Stream:
         self._wake_up()
 
     def _watch_backlog(self, now: float) -> None:
-        taken = self._written - self._connection.backlog
+        taken = self._connection.given(self._written) - self._connection.backlog
         if taken > self._taken:
             self._taken_at = now
         self._taken = taken

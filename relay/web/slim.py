@@ -330,6 +330,9 @@ class Connection(BaseProtocol):
     def backlog(self) -> int:
         return 0 if self.transport is None else self.transport.get_write_buffer_size()
 
+    def given(self, written: int) -> int:
+        return written
+
     @property
     def ready(self) -> bool:
         return not (self._paused or self.closing)

@@ -42,6 +42,9 @@ class FakeConnection:
     def backlog(self) -> int:
         return self._held
 
+    def given(self, written: int) -> int:
+        return written
+
     @property
     def ready(self) -> bool:
         return not (self.full or self.closing)
@@ -65,6 +68,10 @@ class FakeConnection:
             self.full = False
             if self._flow is not None:
                 self._flow.resumed()
+
+    def took(self, count: int) -> None:
+        """The client has read some."""
+        self._held = max(1, self._held - count)
 
     def leaves(self) -> None:
         self.closing = True
