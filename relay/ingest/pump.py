@@ -12,9 +12,9 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 
@@ -45,7 +45,10 @@ RETRY_AFTER_S: Final = 30.0
 _SILENT_S: Final = 1.0
 """How long a stream that was just opened may say nothing before we ask whether the run has ended."""
 _RECONCILE_S: Final = 600.0
-"""For so long after its end we try to read what a run's upstream has behind it, before it is sealed without."""
+"""For so long after its end we try to read what a run's upstream has behind it, before it is sealed without: an upstream
+that is restarted, or whose gateway is, is back by then, and its readers have the terminal event meanwhile."""
+_REFUSED_S: Final = 30.0
+"""For so long if the upstream is there, says itself that the run is over, and only will not show what is behind."""
 _LAG_EVERY_S: Final = 1.0
 """How often a run's lag is measured."""
 _HEALTHY_S: Final = 5.0
@@ -76,6 +79,8 @@ class Pump(Tenure):
         self._asked_at = 0.0
         self._missing = 0
         self._unended = 0
+        self._refused_at: float | None = None
+        """Since when a run that is over by its upstream's own words is not shown to us to its end."""
         self._linger_until: float | None = None
         self._lag_at = 0.0
         self._edge: Edge | None = None
@@ -107,6 +112,7 @@ class Pump(Tenure):
         self.decided.set()
         self._fields, self._turns = {}, []
         self._missing = self._unended = 0
+        self._refused_at = None
         state = claim.state
         status = state.status if state.last_seq else "running"
         if state.last_seq and (status in TERMINAL or not state.status_known):
@@ -145,25 +151,37 @@ class Pump(Tenure):
     async def _reconcile(self) -> None:
         """Read a finished run to its end once more: what came in the last moment is not lost."""
         backoff = self._backoff()
-        while (ending := await self._drain()).reason != "eof" and not self._given_up(ending):
+        while (ending := await self._drain()).reason != "eof" and not await self._given_up(ending):
             backoff = await self._after_failure(backoff, ending)
 
-    def _given_up(self, ending: Ending) -> bool:
+    async def _given_up(self, ending: Ending) -> bool:
         """Whether nothing more will come of a run that has ended: nobody knows it, or not within reason."""
         if not self._over():
             return False
+        now = time.monotonic()
         if ending.reason == "gone":
             self._missing += 1
+        elif not await self._is_agreed():
+            self._refused_at = None
+        elif self._refused_at is None:
+            self._refused_at = now
         assert self._linger_until is not None
-        gone, late = self._missing >= GONE, time.monotonic() >= self._linger_until + _RECONCILE_S
-        if gone or late:
+        refused = self._refused_at is not None and self._refused_at < now >= self._refused_at + _REFUSED_S
+        given_up = refused or self._missing >= GONE or now >= self._linger_until + _RECONCILE_S
+        if given_up:
             self._say.warning("run.unreconciled", reason=ending.reason, last_seq=self._run.last_seq)
-        return gone or late
+        return given_up
+
+    async def _is_agreed(self) -> bool:
+        """Whether the upstream answers, and says itself that the run is over."""
+        with suppress(RelayError):
+            return str((await self._get_run())["status"]) in TERMINAL
+        return False
 
     async def _prime(self) -> None:
         """Bring the log up to what the upstream has now, so that readers who do not follow get all of it."""
         backoff = self._backoff()
-        while (ending := await self._drain()).reason != "eof" and not self._given_up(ending):
+        while (ending := await self._drain()).reason != "eof" and not await self._given_up(ending):
             backoff = await self._after_failure(backoff, ending)
         await self._append([], {"primed": "1"})
         # It may have ended without a word. But first the live stream, which says more, and viewers wait for it.
@@ -178,7 +196,7 @@ class Pump(Tenure):
         if not self._run.ended:
             await self._ask_whether_ended()
         floor_s = min(ending.retry_after_s or 0.0, RETRY_AFTER_S)
-        if self._missing:
+        if self._missing or self._refused_at is not None:
             floor_s = max(floor_s, MISSING_PAUSE_S)
         if ending.reason == "unauthorized":
             self._say.error("upstream.unauthorized", hint="the upstream refuses our credentials for this run")
@@ -271,6 +289,7 @@ class Pump(Tenure):
             now = time.monotonic()
             self._doubt_at = now + self._options.idle_check_s
             self._missing = self._unended = 0
+            self._refused_at = None
             self._note_lag(now, drafts[-1])
         if self._run.ended and not was_ended:
             self._linger(self._run.ended_at)
@@ -320,8 +339,7 @@ class Pump(Tenure):
         self._asked_at = now
         self._doubt_at = now + self._options.idle_check_s
         try:
-            answer = await self._upstream.ask(self._upstream.provider.get_run(self.key.run_id))
-            run = self._upstream.provider.run(answer)
+            run = await self._get_run()
         except NotFound:
             await self._gone()
             return
@@ -342,6 +360,10 @@ class Pump(Tenure):
             await self._ask_whether_ended()
         else:
             await self._write_end(status, f"the upstream reports {status} but has no such event")
+
+    async def _get_run(self) -> dict[str, Any]:
+        provider = self._upstream.provider
+        return provider.run(await self._upstream.ask(provider.get_run(self.key.run_id)))
 
     async def _gone(self) -> None:
         self._missing += 1

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from relay.core.errors import StoreUnavailable
+from relay.core.errors import StoreUnavailable, UpstreamUnavailable
 from relay.core.events import Draft, Event
 from relay.core.ids import RunKey
 from relay.ingest import pump as pump_module
@@ -51,16 +51,36 @@ class Redis:
         return Claim(LEASE, LogState(last_seq=last_seq, status=status, status_known="status" in self.state))
 
 
-class Clock:
+class System:
+    """An upstream that answers GET run with this status, or not at all."""
+
     name = "main"
+    statuses = ("completed", "running")
+
+    def __init__(self, says: str | None = None) -> None:
+        self.says = says
+        self.asked = 0
+        self.provider: Any = self
 
     def now_s(self) -> float:
         return 0.0
 
+    def get_run(self, run_id: str) -> str:
+        return run_id
 
-def pump_of(redis: Redis, **options: float) -> Pump:
+    async def ask(self, ask: str) -> str:
+        self.asked += 1
+        if self.says is None:
+            raise UpstreamUnavailable("away")
+        return self.says
+
+    def run(self, answer: str) -> dict[str, str]:
+        return {"status": answer, "raw_status": answer}
+
+
+def pump_of(redis: Redis, system: System | None = None, **options: float) -> Pump:
     every = IngestOptions(**cast(Any, {"backoff_base_s": 0.001, "backoff_cap_s": 0.002, **options}))
-    pump = Pump(KEY, cast(Any, Clock()), cast(Any, redis), cast(Any, redis), every, 1_000_000)
+    pump = Pump(KEY, cast(Any, system or System()), cast(Any, redis), cast(Any, redis), every, 1_000_000)
     pump.lease = LEASE
     return pump
 
@@ -132,10 +152,12 @@ async def test_a_noted_end_with_very_many_events_behind_it_is_believed() -> None
 
 
 # --- before the seal --------------------------------------------------------------------------------------------------
-def finished(redis: Redis, monkeypatch: pytest.MonkeyPatch, *drains: str) -> tuple[Pump, list[str]]:
+def finished(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, *drains: str, says: str | None = None
+) -> tuple[Pump, list[str]]:
     """A pump of a run that has ended, whose upstream answers each drain so (the last word for ever)."""
     monkeypatch.setattr(pump_module, "MISSING_PAUSE_S", 0.001)
-    pump, left, done = pump_of(redis, linger_s=0.0), list(drains), list[str]()
+    pump, left, done = pump_of(redis, System(says), linger_s=0.0), list(drains), list[str]()
 
     async def drain() -> Ending:
         word = left.pop(0) if len(left) > 1 else left[0]
@@ -178,8 +200,56 @@ async def test_a_finished_run_is_not_kept_open_for_ever(monkeypatch: pytest.Monk
     redis = Redis()
     claim = await ended(redis)
     pump, drained = finished(redis, monkeypatch, "unreachable")
-    monkeypatch.setattr(pump_module, "_RECONCILE_S", 0.05, raising=False)
+    monkeypatch.setattr(pump_module, "_RECONCILE_S", 0.05)
     async with asyncio.timeout(60):
         await pump._own(claim)
     assert len(drained) > 2
+    assert redis.sealed == "completed"
+
+
+@pytest.mark.parametrize("refusal", ["refused", "unauthorized", "junk", "reset"])
+async def test_a_finished_run_whose_upstream_agrees_but_will_not_show_it_is_sealed_soon(
+    monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
+    redis = Redis()
+    claim = await ended(redis)
+    pump, drained = finished(redis, monkeypatch, refusal, says="completed")
+    monkeypatch.setattr(pump_module, "_REFUSED_S", 0.05)
+    async with asyncio.timeout(10):
+        await pump._own(claim)
+    assert len(drained) > 2, "not at the first refusal"
+    assert redis.sealed == "completed"
+
+
+@pytest.mark.parametrize("says", [None, "running"])
+async def test_one_whose_upstream_is_away_or_says_otherwise_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, says: str | None
+) -> None:
+    redis = Redis()
+    claim = await ended(redis)
+    pump, drained = finished(redis, monkeypatch, *["refused"] * 50, "eof", says=says)
+    monkeypatch.setattr(pump_module, "_REFUSED_S", 0.0)
+    async with asyncio.timeout(10):
+        await pump._own(claim)
+    assert drained[-1] == "eof"
+    assert redis.rows[-1].seq == 3
+    assert redis.sealed == "completed"
+
+
+async def test_what_a_drain_still_brings_begins_the_patience_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    redis = Redis()
+    claim = await ended(redis)
+    pump, _ = finished(redis, monkeypatch, "reset", says="completed")
+    monkeypatch.setattr(pump_module, "_REFUSED_S", 0.0)
+    drain = pump._drain
+
+    async def cut_after_one() -> Ending:
+        if redis.rows[-1].seq < 22:
+            await pump._take(drafts(redis.rows[-1].seq + 1), confirming=True)
+        return await drain()
+
+    monkeypatch.setattr(pump, "_drain", cut_after_one)
+    async with asyncio.timeout(10):
+        await pump._own(claim)
+    assert redis.rows[-1].seq == 22
     assert redis.sealed == "completed"
