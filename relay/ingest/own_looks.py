@@ -47,6 +47,8 @@ _SLOWEST: Final = 5.0
 """How many times the usual pace is left between looks at a run in which nothing happens."""
 _READ_ON: Final = 30
 """For how many looks the stream of a run that is over may go on bringing something before the run is ended all the same."""
+_WORD_S: Final = 0.25
+"""So much later than in the messages a word may come by its stream, and still goes before them."""
 RETRY_AFTER_S: Final = 30.0
 """Longest that an upstream is left alone because it asks for that."""
 
@@ -66,6 +68,8 @@ class OwnLooks(OwnTenure):
         self._streamed = True
         """A stream brought something since the last look: it needs no help."""
         self._told_end = False
+        self._ahead: Callable[[], bool] | None = None
+        """Whether the stream that is open has brought something that was not taken yet."""
         self._came = asyncio.Event()
         """A stream came while there was none."""
         self._knows_nothing()
@@ -111,7 +115,7 @@ class OwnLooks(OwnTenure):
             return
         rest: Rest = None
         if status is not None or (snapshot.status != "queued" and not spared):
-            rest = await self._reconcile(run, snapshot, final=status is not None)
+            rest = await self._reconcile(run, snapshot, final=status is not None, streaming=streaming)
             if status is not None and rest != "later":
                 data = final_data(snapshot, self._made.said_failed)
                 await self._finish(status, data, at=snapshot.ended_at, gap=rest)
@@ -165,7 +169,14 @@ class OwnLooks(OwnTenure):
         self._stamped = self._stamped + 1 if snapshot.stamped else 0
         return snapshot.stamped if self._stamped >= _STAMPED else None
 
-    async def _reconcile(self, run: dict[str, Any], snapshot: Snapshot, *, final: bool) -> Rest:
+    async def _speaks_again(self) -> bool:
+        """The open stream was silent until now, and says something: it goes first, for it alone knows the order."""
+        if self._ahead is None or self._made.late:
+            return False
+        await asyncio.sleep(min(self._upstream.poll_s, _WORD_S))
+        return self._ahead is not None and self._ahead()
+
+    async def _reconcile(self, run: dict[str, Any], snapshot: Snapshot, *, final: bool, streaming: bool) -> Rest:
         """Take what messages and steps tell; what becomes of the rest, if that is not all there is."""
         try:
             messages = await self._optional(self._upstream.messages(self._thread_id, run))
@@ -176,6 +187,8 @@ class OwnLooks(OwnTenure):
             self._floor_s = max(self._floor_s, min(error.retry_after_s or 0.0, RETRY_AFTER_S))
             self._unread += final
             return "messages_unavailable" if self._unread >= _UNREAD else "later"
+        if streaming and await self._speaks_again():
+            return "later"
         whole = (messages is None or messages.whole) and (steps is None or steps.whole)
         # A list that lacks its beginning must not be taken for all there is: then what was told already would be reset.
         seen = self._upstream.provider.reconciled(

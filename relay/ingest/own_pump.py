@@ -105,7 +105,7 @@ class OwnPump(OwnLooks):
         self._opened = True
         if self._intake is not None:
             intake = self._intake
-            await self._follow(self._from_intake(intake))
+            await self._follow(self._from_intake(intake), lambda: intake.ahead)
             self._intake = None
             intake.drop()
             return
@@ -135,7 +135,7 @@ class OwnPump(OwnLooks):
         body = Body(self._upstream, ask, self._read_all, kind="follow", event_bytes=self._event_bytes)
         before, started = self._run.last_seq, self._made.head.started
         self._told_end = False
-        await self._follow(body.batches(self._patience_s))
+        await self._follow(body.batches(self._patience_s), lambda: body.ahead)
         if self._run.last_seq > before or body.ending.reason == "eof":
             self._refused = 0
         if started and self._made.sure and self._connection == connection:
@@ -151,7 +151,14 @@ class OwnPump(OwnLooks):
     def _read_all(self, messages: Sequence[Message]) -> list[Observation]:
         return [one for message in messages for one in self._read(message)]
 
-    async def _follow(self, batches: AsyncGenerator[list[Observation]]) -> None:
+    async def _follow(self, batches: AsyncGenerator[list[Observation]], ahead: Callable[[], bool]) -> None:
+        self._ahead = ahead
+        try:
+            await self._follow_on(batches)
+        finally:
+            self._ahead = None
+
+    async def _follow_on(self, batches: AsyncGenerator[list[Observation]]) -> None:
         connection = self._connection
         async with aclosing(batches):
             async for seen in batches:

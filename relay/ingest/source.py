@@ -58,6 +58,13 @@ class Body(Generic[T]):
         self._kind = kind
         self._tail = b""
         self._decoder = Decoder(max_bytes=event_bytes)
+        self._content: aiohttp.StreamReader | None = None
+        self._had = 0
+
+    @property
+    def ahead(self) -> bool:
+        """Bytes have arrived that were not read yet."""
+        return self._content is not None and self._content.total_bytes > self._had
 
     async def batches(self, patience_s: Callable[[], float | None] = lambda: None) -> AsyncGenerator[list[T]]:
         """What was read, as it arrives; an empty list for bytes without any (a ping), and when patience ran out."""
@@ -90,8 +97,10 @@ class Body(Generic[T]):
         self, response: aiohttp.ClientResponse, patience_s: Callable[[], float | None]
     ) -> AsyncGenerator[list[T]]:
         """`batches` of a stream that is open."""
+        self._content = response.content
         try:
             async for chunk in chunks_of(response.content, patience_s):
+                self._had += len(chunk)
                 yield self.read(chunk)
         except (aiohttp.ClientError, OSError) as error:
             self.end(error)

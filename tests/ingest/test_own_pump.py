@@ -6,16 +6,25 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import groupby
+from random import Random
 from typing import Any, cast
+
+import aiohttp
+import pytest
 
 from relay.core.errors import StoreUnavailable
 from relay.core.ids import RunKey
+from relay.ingest.options import UpstreamOptions
 from relay.ingest.own_pump import OwnPump
+from relay.ingest.own_upstream import OwnUpstream
+from relay.providers import OWN_SEQ
 from relay.providers.contract import Ask
 from relay.store.log import Seen
-from tests.support.sim_threads import Script, Step
-from tests.support.sim_world import KEY, OPTIONS, World, text_of
-from tests.support.thread_server import until
+from tests.support.sim_threads import Script, SimRun, Step
+from tests.support.sim_world import KEY, OPTIONS, MemoryLog, World, text_of
+from tests.support.thread_server import ThreadServer, until
 
 TEXTS = ["Hello", ", ", "wor", "ld"]
 
@@ -131,3 +140,38 @@ async def test_a_replay_that_a_look_made_ends_the_stream_that_was_open() -> None
 
 def _said(world: World) -> str:
     return text_of(bodies(world)).decode("utf-16-le")
+
+
+@pytest.mark.parametrize("over", [False, True])
+async def test_what_a_look_finds_while_its_stream_speaks_again_does_not_overtake_the_stream(over: bool) -> None:
+    """A stream that was silent is looked behind; in that moment the run calls a tool, and then says something."""
+    chance = Random(1)
+    steps = [Step("text", "before"), Step("call", id="c"), Step("result", id="c", text="out"), Step("text", " after")]
+    sim = SimRun(Script(steps, "completed"), "vercel", chance, at=1, messages_lag=0)
+    sim.go_on = lambda most=2: None  # type: ignore[method-assign]
+    messages, looks = sim.messages, 0
+
+    def speaks_again() -> list[dict[str, Any]]:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            sim.at, sim.ended = len(steps), over
+        return messages()
+
+    log = MemoryLog(chance, 0.0)
+    options = replace(OPTIONS, idle_check_s=0.3)
+    async with ThreadServer(sim) as server, aiohttp.ClientSession() as session:
+        at = UpstreamOptions("sim", "seekrflow", server.url, poll_s=0.2)
+        upstream = OwnUpstream(at, OWN_SEQ["seekrflow"], session, options)
+        pump = OwnPump(KEY, upstream, cast(Any, log), cast(Any, log), options, 2**20)
+        task = asyncio.create_task(pump.run())
+        await until(lambda: "primed" in log.fields and log.last_seq >= 2)
+        sim.messages = speaks_again  # type: ignore[method-assign]
+        await until(lambda: looks and log.last_seq >= 5)
+        sim.ended = True
+        await until(lambda: log.sealed)
+        await task
+    told = [json.loads(event.json) for event in log.rows]
+    kinds = [kind for kind, _ in groupby(body["type"] for body in told)]
+    assert kinds == ["run.started", "message.delta", "tool.call", "tool.result", "message.delta", "run.completed"]
+    assert text_of(told).decode("utf-16-le") == "before after"

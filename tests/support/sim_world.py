@@ -236,6 +236,8 @@ class SimUpstream(OwnUpstream):
 
 class _Response:
     content_type = "text/event-stream"
+    total_bytes = 0
+    """Nothing arrives here before it is read."""
 
     def __init__(self, pieces: Any, cut: int | None, *, clean: bool) -> None:
         self.content = self
