@@ -253,11 +253,11 @@ async def test_who_waits_too_long_gets_a_timeout_and_so_does_everybody_behind() 
 
 async def test_a_slow_server_is_waited_for_as_long_as_each_may_wait() -> None:
     """The timer is one for all: it must neither end those who came later too early, nor forget them."""
-    async with serving(echo) as server, node_of(server, timeout_s=1.0) as node:
+    async with serving(echo) as server, node_of(server, timeout_s=2.0) as node:
         loop = asyncio.get_running_loop()
-        server.said = lambda talk, command: (loop.call_later(0.7, echo, talk, command), None)[1]
+        server.said = lambda talk, command: (loop.call_later(1.4, echo, talk, command), None)[1]
         first = asyncio.create_task(node.ask(echoed(1)))
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.0)
         second = asyncio.create_task(node.ask(echoed(2)))
         assert await first == [b"1"]
         assert await second == [b"2"]
@@ -267,16 +267,16 @@ async def test_a_slow_server_is_waited_for_as_long_as_each_may_wait() -> None:
 
 
 async def test_a_long_reply_keeps_nobody_from_theirs_while_it_arrives() -> None:
-    """It takes three times as long as a reply may be waited for; who asked behind it gets theirs all the same."""
-    async with serving(silence) as server, node_of(server, timeout_s=0.5) as node:
+    """It takes twice as long as a reply may be waited for; who asked behind it gets theirs all the same."""
+    async with serving(silence) as server, node_of(server, timeout_s=1.0) as node:
         long, short = (asyncio.create_task(node.ask(echoed(i))) for i in (1, 2))
         await until(lambda: len(server.commands) == 2)
-        server.talks[0].transport.write(b"$15\r\n")
-        for _ in range(15):
+        server.talks[0].transport.write(b"$20\r\n")
+        for _ in range(20):
             await asyncio.sleep(0.1)
             server.talks[0].transport.write(b"x")
         server.talks[0].transport.write(b"\r\n$1\r\n2\r\n")
-        assert await long == [b"x" * 15]
+        assert await long == [b"x" * 20]
         assert await short == [b"2"]
         stuck = asyncio.create_task(node.ask(echoed(3)))
         await until(lambda: len(server.commands) == 3)

@@ -208,10 +208,10 @@ async def test_a_frozen_filler_that_wakes_up_writes_nothing(redis_url: str) -> N
 
 
 async def test_a_filler_whose_lease_ran_out_unnoticed_goes_on(redis_url: str) -> None:
-    bench = await _bench(redis_url, lease_s=0.05)
+    bench = await _bench(redis_url, lease_s=1.0)
     await bench.trimmed()
     fill = await bench.taken()
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(1.1)
     fill = await bench.one.old.write(fill, events(1))
     assert isinstance(await bench.other.old.take(KEY, 0), float)
     await bench.store.close()
@@ -372,16 +372,17 @@ def test_the_seq_before_is_counted_exactly(redis_url: str, seq: str) -> None:
 
 # ── keys ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 async def test_it_lives_as_long_as_it_is_written_or_read_and_not_longer(redis_url: str) -> None:
-    bench = await _bench(redis_url, old_s=0.6)
+    bench = await _bench(redis_url, old_s=2.0)
     await bench.trimmed()
     await bench.one.old.write(await bench.taken(), events(*range(1, 101)))
     names = [bench.one.keys.old(KEY), bench.one.keys.fill(KEY)]
     for _ in range(4):
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.6)
         assert (await bench.where(0, 1))[0] == "old"
-    assert all(0 < bench.raw.pttl(name) <= 600 for name in names)
-    await asyncio.sleep(0.8)
-    assert bench.raw.exists(*names) == 0
+    assert all(0 < bench.raw.pttl(name) <= 2000 for name in names)
+    async with asyncio.timeout(60):
+        while bench.raw.exists(*names):
+            await asyncio.sleep(0.1)
     assert await bench.where(0) == ("missing", [])
     await bench.store.close()
     bench.raw.close()
