@@ -54,7 +54,7 @@ EXPECTED = {
 
 @pytest.mark.system
 @pytest.mark.filterwarnings("default::ResourceWarning")
-@pytest.mark.skipif("RELAY_TEST_BUGS" not in os.environ, reason="five minutes; set RELAY_TEST_BUGS=1")
+@pytest.mark.bugs
 @pytest.mark.parametrize("bug", sorted(EXPECTED))
 async def test_a_seeded_bug_is_caught(bug: str, tmp_path: Path) -> None:
     kinds, rounds = EXPECTED[bug]

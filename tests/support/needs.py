@@ -20,7 +20,7 @@ def missing(what: str, how: str) -> NoReturn:
     words = f"{what} is absent: {how}"
     if os.environ.get("CI"):
         pytest.fail(words)
-    pytest.skip(words)
+    pytest.skip(words, allow_module_level=True)
 
 
 def recordings() -> Path:
@@ -48,10 +48,15 @@ def chromium() -> str:
 
 def sdk(name: str) -> ModuleType:
     """A vendor's own client."""
+    return package(name, "clients")
+
+
+def package(name: str, extra: str) -> ModuleType:
+    """What an extra of relay installs."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        missing(f"the package {name}", "pip install 'run-relay[clients]'")
+        missing(f"the package {name}", f"pip install 'run-relay[{extra}]'")
 
 
 def installed(name: str) -> str:

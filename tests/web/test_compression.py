@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from relay.core.goodbye import DRAIN
 from relay.delivery.compression import Gzip, Zstd, coding_of
+from tests.support.needs import package
 from tests.support.relay import running
 from tests.support.upstream import ScriptedUpstream
 from tests.web.raw import Raw, connection, events, fetch
 
-zstd = pytest.importorskip("backports.zstd")
+zstd = package("backports.zstd", "zstd")
 
 
 ON: dict[str, Any] = {"delivery": {"compress": True}}
