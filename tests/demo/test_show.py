@@ -23,9 +23,10 @@ from relay.core.errors import ConfigError
 from relay.demo.keeper import Patience, RelayOptions, free_port
 from relay.demo.runs import SCRIPTS
 from relay.demo.show import ACTS, ShowOptions
+from tests.support import ports
 
 LINUX = sys.platform == "linux"
-BOUND_S = 60.0
+BOUND_S = 120.0
 
 SAID = "".join(
     str(step.data["content_delta"])
@@ -76,7 +77,7 @@ def demo(tmp_path: Path) -> Iterator[StartDemo]:
     with contextlib.ExitStack() as stack:
 
         def start(*arguments: str) -> Demo:
-            one = Demo(tmp_path, *arguments)
+            one = Demo(tmp_path, "--port", str(ports.free_port()), *arguments)
             stack.callback(shutil.rmtree, one.temporary, ignore_errors=True)  # what a kill -9 left
             stack.callback(one.process.wait)
             stack.callback(one.process.kill)
@@ -141,7 +142,7 @@ def test_once_shows_one_whole_run_in_plain_text(demo: StartDemo) -> None:
 def test_a_killed_relay_comes_back_and_nothing_is_missed_or_repeated(demo: StartDemo, tmp_path: Path) -> None:
     words = [f"word{n:04d} " for n in range(600)]
     endless = recorded(tmp_path / "long.jsonl", *words, end_ms=3_600_000)  # it goes on for as long as the kills take
-    one = demo("--once", "--port", "0", "--recording", str(endless))
+    one = demo("--once", "--recording", str(endless))
     first = int(one.until(r"kill -9 (\d+)"))
     one.until("(word0100)")
     os.kill(first, signal.SIGKILL)
@@ -159,14 +160,14 @@ def test_a_killed_relay_comes_back_and_nothing_is_missed_or_repeated(demo: Start
 
 def test_a_recording_is_played_instead(demo: StartDemo, tmp_path: Path) -> None:
     path = recorded(tmp_path / "mine.jsonl", "Ein ", "Test ", "reicht.")
-    one = demo("--once", "--port", "0", "--recording", str(path))
+    one = demo("--once", "--recording", str(path))
     assert one.ended() == 0, one.err
     assert "the recording mine" in one.out
     assert "\nEin Test reicht.\n" in one.out
 
 
 def test_it_goes_on_with_further_runs(demo: StartDemo) -> None:
-    one = demo("--port", "0", "--speed", "50")
+    one = demo("--speed", "50")
     one.until(f"({ACTS['writer']}[\\s\\S]*{ACTS['asks']}[\\s\\S]*{ACTS['failing']}[\\s\\S]*{ACTS['writer']})")
     assert "? waiting for input" in one.out
     assert "■ failed: tool.unavailable" in one.out
@@ -179,7 +180,7 @@ def test_it_goes_on_with_further_runs(demo: StartDemo) -> None:
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -signal.SIGKILL)],
 )
 def test_nothing_outlives_the_demo(demo: StartDemo, number: int, status: int) -> None:
-    one = demo("--port", "0")
+    one = demo()
     relay = int(one.until(r"kill -9 (\d+)"))
     server = server_of(relay)
     one.until("(run started)")
@@ -193,7 +194,7 @@ def test_nothing_outlives_the_demo(demo: StartDemo, number: int, status: int) ->
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
 def test_the_end_may_come_while_the_relay_is_being_started_again(demo: StartDemo) -> None:
-    one = demo("--port", "0")
+    one = demo()
     relay = int(one.until(r"kill -9 (\d+)"))
     one.until("(run started)")
     os.kill(relay, signal.SIGKILL)
@@ -203,7 +204,7 @@ def test_the_end_may_come_while_the_relay_is_being_started_again(demo: StartDemo
 
 
 def test_a_relay_that_dies_again_and_again_is_given_up(demo: StartDemo) -> None:
-    one = demo("--port", "0", "--speed", "0.01")
+    one = demo("--speed", "0.01")
     killed: set[str] = set()
     while one.process.poll() is None:
         pids = set(re.findall(r"(?:kill -9|pid) (\d+)", one.out)) - killed
@@ -227,7 +228,7 @@ def test_a_bad_recording_is_refused_in_one_line(
     path = tmp_path / "none.jsonl"
     if text is not None:
         path.write_text(text)
-    one = demo("--once", "--port", "0", "--recording", str(path))
+    one = demo("--once", "--recording", str(path))
     assert one.ended() == 2
     assert one.err.startswith("relay: --recording: ")
     assert complaint in one.err
