@@ -44,6 +44,11 @@ class Script:
         """The same run at an even `rate` events per second."""
         return replace(self, steps=tuple(replace(step, dt_ms=1000.0 / rate) for step in self.steps))
 
+    @property
+    def ends(self) -> bool:
+        """Whether an event of it ends its run; a nested agent's end does not."""
+        return any(wire.is_terminal(step.type, step.data) for step in self.steps)
+
     def about(self, key: str) -> str | None:
         """What the first step says of the run: its `model`, its `persona_id`."""
         value = self.steps[0].data.get(key) if self.steps else None

@@ -30,6 +30,7 @@ from relay.demo.keeper import Keeper, RelayOptions, free_port
 from relay.demo.recording import RecordingError, read_recording
 from relay.demo.script import Script
 from relay.demo.upstream import DemoUpstream
+from relay.demo.wire import TERMINAL
 from relay.watch import Story, WatchOptions, follow
 
 ACTS = {
@@ -85,11 +86,17 @@ async def show(options: ShowOptions, out: TextIO) -> int:
 
 def _recorded(path: Path) -> Script:
     try:
-        return read_recording(path)
+        script = read_recording(path)
     except OSError as error:
         raise ConfigError(f"--recording: {path} cannot be read: {error.strerror}") from error
     except RecordingError as error:
         raise ConfigError(f"--recording: {error}") from error
+    if not script.ends:
+        allowed = ", ".join(sorted(TERMINAL))
+        raise ConfigError(
+            f"--recording: {path} has no event that ends its run, so it would never end; needed: one of {allowed}"
+        )
+    return script
 
 
 @contextlib.contextmanager

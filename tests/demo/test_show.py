@@ -217,10 +217,21 @@ def test_a_relay_that_dies_again_and_again_is_given_up(demo: StartDemo) -> None:
     assert re.search(r"^relay: the relay died 5 times in a row: [^\n]*\n\Z", one.err, re.MULTILINE)
 
 
+ENDLESS = "\n".join(
+    json.dumps({"seq": seq, "type": kind, "data": data, "dt_ms": 0})
+    for seq, (kind, data) in enumerate([("run.started", {}), ("run.completed", {"delegate_layer": "acp"})], 1)
+)
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [(None, "none.jsonl cannot be read: No such file"), ("{", "line 1: not JSON"), ("", "no events")],
+    [
+        (None, "none.jsonl cannot be read: No such file"),
+        ("{", "line 1: not JSON"),
+        ("", "no events"),
+        (ENDLESS, "none.jsonl has no event that ends its run"),
+    ],
 )
 def test_a_bad_recording_is_refused_in_one_line(
     demo: StartDemo, tmp_path: Path, text: str | None, complaint: str
