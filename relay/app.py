@@ -104,7 +104,7 @@ class App:
         self._tokens = Tokens(token_secret)
         self._once = Once(self._store, keys, answer_s=settings.ingest.answer_s)
         self._resends = Resends(self._store, keys, answer_s=settings.ingest.answer_s)
-        self._pulse = Pulse(settings.limits.connections)
+        self._pulse = Pulse(settings.limits.connections, max_age_s=settings.delivery.max_age_s)
         self._public: list[web.BaseSite] = []
         self._say = telemetry.logger()
 

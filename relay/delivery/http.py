@@ -75,7 +75,7 @@ class EventStream:
             self.subscription, connection, self.options,
             follow=self.follow, expires_at=self.expires_at, turns=self.pulse.turns,
         )  # fmt: skip
-        self.pulse.add(stream, self.wire.form)
+        self.pulse.add(stream, self.wire.form, ages=self.follow and isinstance(self.wire, wires.Wire))
         return stream
 
     def over(self, stream: Stream) -> None:

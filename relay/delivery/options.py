@@ -23,6 +23,11 @@ class DeliveryOptions:
     backlog_bytes: int = 262_144
     """Most bytes that may wait in the kernel for one client, unsent. Its socket is full beyond that: it is caught up from
     the log at its own pace, and given at most one page (`fanout.page_bytes`) at a time."""
+    max_age_s: float = 0.0
+    """A native stream that goes on for longer is told goodbye `max_age` and comes back, perhaps to another replica: after
+    a rolling restart all viewers are on those that were started first. Each has its own age, of this half at least; 0:
+    never. Longer than most runs, or it ends streams for nothing. Streams of other faces are left alone: their clients
+    cannot resume, or only a few times."""
     retry_min_ms: int = 1000
     """Shortest reconnect delay we tell clients in `retry:`."""
     retry_max_ms: int = 10000

@@ -16,7 +16,7 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeVar, runtime_checka
 
 from relay import telemetry
 from relay.core.errors import Overloaded
-from relay.core.goodbye import DRAIN, Goodbye
+from relay.core.goodbye import AGED, DRAIN, Goodbye
 from relay.core.hold import Hold
 from relay.delivery.turns import catching_up
 
@@ -66,9 +66,12 @@ class Lagging(Protocol):
 
 
 class Pulse:
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, *, max_age_s: float = 0.0) -> None:
+        """`max_age_s`: how old streams may become that can be resumed; 0 for as old as they like."""
         self._most = most
-        self._streams: set[Beating] = set()
+        self._max_age_s = max_age_s or math.inf
+        self._streams: dict[Beating, float] = {}
+        """Each with the moment at which it is old enough."""
         self._taken = 0
         self._draining = False
         self._seen: dict[Literal["events", "backlog"], list[int]] = {}
@@ -137,15 +140,15 @@ class Pulse:
         finally:
             self.discard(stream, wire)
 
-    def add(self, stream: Beating, wire: str) -> None:
-        """Look after this stream until it is discarded."""
-        self._streams.add(stream)
+    def add(self, stream: Beating, wire: str, *, ages: bool = True) -> None:
+        """Look after this stream until it is discarded. `ages`: it is none the worse for being cut once in a while."""
+        self._streams[stream] = self._old_at() if ages else math.inf
         telemetry.viewers(wire).inc()
         if self._draining:  # it was let in before, and made ready meanwhile
             stream.say_goodbye(DRAIN)
 
     def discard(self, stream: Beating, wire: str) -> None:
-        self._streams.discard(stream)
+        self._streams.pop(stream, None)
         telemetry.viewers(wire).dec()
 
     async def drain(self, window_s: float, goodbye: Goodbye = DRAIN) -> None:
@@ -176,9 +179,21 @@ class Pulse:
             await asyncio.sleep(1.0)
             for number, stream in enumerate(tuple(self._streams), 1):
                 if stream in self._streams:
-                    _alone(stream.beat, time.monotonic())
+                    self._beat(stream, time.monotonic())
                 if number % _BEATS == 0:
                     await asyncio.sleep(0)  # ten thousand beats take tens of milliseconds: events do not wait for them
+
+    def _beat(self, stream: Beating, now: float) -> None:
+        _alone(stream.beat, now)
+        if now >= self._streams.get(stream, math.inf):
+            self._streams[stream] = math.inf
+            _alone(stream.say_goodbye, AGED)
+
+    def _old_at(self) -> float:
+        """Those that came together do not leave together."""
+        if self._max_age_s == math.inf:
+            return math.inf
+        return time.monotonic() + self._max_age_s * _jitter(0.5, 1.0)
 
 
 def _alone(do: Callable[[_What], None], what: _What) -> None:

@@ -153,6 +153,7 @@ RULES: Mapping[str, Rule] = {
     "upstreams[].team_id": _matches(r"[A-Za-z0-9._-]{1,128}"),
     "delivery.backlog_bytes": _between(16_384, 16_777_216),
     "limits.runs_per_connection": _between(1, 500),
+    "delivery.max_age_s": Rule(lambda age_s: age_s == 0 or 60 <= age_s < math.inf, "0 (never), or at least 60"),
     "delivery.retry_min_ms": _between(1000, 10000),
     "delivery.retry_max_ms": _between(1000, 10000),
     "auth.mode": _one_of("none", "api_keys"),

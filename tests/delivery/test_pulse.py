@@ -10,7 +10,7 @@ import pytest
 
 from relay import telemetry
 from relay.core.errors import Overloaded
-from relay.core.goodbye import DRAIN
+from relay.core.goodbye import AGED, DRAIN
 from relay.delivery import pulse as module
 from relay.delivery.pulse import Lag, Pulse
 
@@ -105,6 +105,35 @@ async def test_without_a_window_everybody_is_told_at_once(ticks: list[float]) ->
     assert len(ticks) == 1
     pulse.close()
     assert all(stream.told == 1 for stream in streams)
+
+
+async def test_streams_are_told_when_they_are_old_each_at_its_own_time(ticks: list[float]) -> None:
+    pulse = Pulse(10_000, max_age_s=100)
+    told: dict[int, float] = {}
+
+    class Ageing:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def say_goodbye(self, goodbye: object) -> None:
+            assert goodbye is AGED
+            assert self.number not in told, "once"
+            told[self.number] = ticks[-1] - began
+
+        def beat(self, now: float) -> None: ...
+
+    began = ticks[-1]
+    for number in range(1000):
+        pulse.add(Ageing(number), "sse", ages=number < 900)
+    task = asyncio.create_task(pulse.run())
+    while ticks[-1] - began < 300:
+        await asyncio.sleep(0)
+    task.cancel()
+    assert set(told) == set(range(900)), "who cannot come back is left alone"
+    assert min(told.values()) >= 50
+    assert max(told.values()) <= 102
+    per_second = [sum(at <= age < at + 1 for age in told.values()) for at in range(52, 99)]
+    assert max(per_second) < 60, "900 of them over fifty seconds"
 
 
 async def test_all_gauges_of_one_scrape_take_one_look_at_each_viewer() -> None:

@@ -33,6 +33,7 @@ from tests.settings.loading import HASH, SECRET, UPSTREAM, loaded, refused
         ("ingest.discover_s", ["0.5", "60"], ["0", "-1", ".nan", ".inf"]),
         ("ingest.discover_per_s", ["0.5", "1000"], ["0", "-1", ".nan", ".inf"]),
         ("delivery.retry_min_ms", ["1000", "10000"], ["999", "10001"]),
+        ("delivery.max_age_s", ["0", "60", "86400.5"], ["-1", "59.9", ".inf"]),
         ("auth.mode", ["none"], ["jwt", "", "NONE"]),
         ("auth.token_secret", ["x" * 32], ["x" * 31]),
         ("log.level", ["debug", "info", "warning", "error"], ["warn", "INFO"]),
