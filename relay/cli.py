@@ -74,16 +74,18 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from relay import telemetry
+    from relay import process, telemetry
     from relay.settings import load
-    from relay.store.embedded import EmbeddedServer
 
     settings = _with_workers(load(options.config, os.environ), options.workers)
+    process.start(tls=settings.speaks_tls())
     telemetry.set_up_log(settings.log)
     if settings.redis.url is not None:
         secret = settings.auth.token_secret
         made = secret.value if secret else secrets.token_urlsafe(48)
         return _serve_on(settings, settings.redis.url.value, made, lambda: True, alone=False)
+    from relay.store.embedded import EmbeddedServer
+
     server = EmbeddedServer.start(settings.embedded)
     try:
         telemetry.logger().info("embedded.started", server=server.describe, data_dir=settings.embedded.data_dir)
@@ -100,9 +102,9 @@ def _serve_on(settings: Any, redis_url: str, token_secret: str, alive: Callable[
 
     if settings.server.workers == 1:
         return run_loop(_until_told(App(settings, redis_url, token_secret, alive, alone=alone)))
-    from relay import workers
+    from relay.workers import parent
 
-    return workers.serve(workers.Common(settings, Secret(redis_url), Secret(token_secret), alone, alive))
+    return parent.serve(parent.Common(settings, Secret(redis_url), Secret(token_secret), alone, alive))
 
 
 def _with_workers(settings: Any, text: str | None) -> Any:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from relay.settings.build import build
-from relay.settings.kinds import names
+from relay.settings.kinds import names_for
 from relay.settings.mask import masked
 from relay.settings.rules import check
 from relay.settings.schema import Settings
@@ -40,5 +40,7 @@ def load(
     if path is None and environ.get("RELAY_CONFIG"):
         path = Path(environ["RELAY_CONFIG"])
     settings = build(gather(path, environ), environ)
-    check(settings, providers=names() if providers is None else providers, require_upstreams=require_upstreams)
+    if providers is None:
+        providers = names_for({upstream.provider for upstream in settings.upstreams})
+    check(settings, providers=providers, require_upstreams=require_upstreams)
     return settings

@@ -6,9 +6,12 @@ provider itself, or a class that makes it (docs/providers.md). It is loaded only
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 from relay.core.errors import ConfigError
 from relay.providers import NAMES, OWN_SEQ, PROVIDERS
@@ -22,6 +25,11 @@ GROUP: Final = "relay.providers"
 def names() -> tuple[str, ...]:
     """Every kind that a configuration may name."""
     return (*NAMES, *sorted({point.name for point in _brought()}))
+
+
+def names_for(wanted: Collection[str]) -> tuple[str, ...]:
+    """The same, but installed packages are looked through only for a kind that is not relay's own: it takes a while."""
+    return NAMES if set(wanted) <= set(NAMES) else names()
 
 
 def find(name: str) -> Provider | OwnSeqProvider:
@@ -40,6 +48,8 @@ def find(name: str) -> Provider | OwnSeqProvider:
 @cache
 def _brought() -> tuple[EntryPoint, ...]:
     """A name of relay's own is relay's own. Looked for once: all installed packages' metadata are read for it."""
+    from importlib.metadata import entry_points  # noqa: PLC0415  (nobody else needs it)
+
     return tuple(point for point in entry_points(group=GROUP) if point.name not in NAMES)
 
 

@@ -49,6 +49,10 @@ class Settings:
     auth: AuthOptions = field(default_factory=AuthOptions)
     log: LogOptions = field(default_factory=LogOptions)
 
+    def speaks_tls(self) -> bool:
+        """Whether an upstream is asked by TLS."""
+        return any(upstream.base_url.startswith("https:") for upstream in self.upstreams)
+
 
 # --- types of keys -------------------------------------------------------------------------------------------------
 def is_section(kind: Kind) -> bool:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-import jwt
-
 from relay.core.errors import Unauthenticated
 from relay.core.ids import RunKey
 
@@ -25,6 +23,8 @@ class Tokens:
 
     def mint(self, key: RunKey, *, minted_by: str, ttl_s: int = MOST_S) -> tuple[str, float]:
         """A token for one run, and the unix time at which it expires."""
+        import jwt  # noqa: PLC0415  (by a start without tokens it is not needed)
+
         now = int(time.time())
         expires_at = now + min(ttl_s, MOST_S)
         claims = {
@@ -39,6 +39,8 @@ class Tokens:
 
     def read(self, token: str) -> tuple[RunKey, str, float]:
         """The run, the minter's name and the expiry of a valid token; Unauthenticated otherwise."""
+        import jwt  # noqa: PLC0415
+
         try:
             claims: dict[str, Any] = jwt.decode(
                 token,

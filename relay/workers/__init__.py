@@ -13,9 +13,3 @@ The parent serves nobody and reads no run. Workers share the log's Redis, as pod
 the protocol of the fleet. What the parent owns, it owns for all: the embedded server, the port, the configuration they
 run with, the secret of viewer tokens.
 """
-
-from __future__ import annotations
-
-from relay.workers.parent import Common, serve
-
-__all__ = ["Common", "serve"]

@@ -18,18 +18,15 @@ from relay import telemetry
 from relay.app import App
 from relay.core.errors import ConfigError, RelayError
 from relay.process import first, run_loop, when_told
-from relay.workers.channel import Boot, boot_from, frame, message_from
+from relay.workers.channel import Boot, frame, message_from
 
 _MOMENT_S: Final = 0.2
 _TOGETHER_S: Final = 1.0
 """Signals that come together are one: Linux sends a dead parent's children one for every thread it had."""
 
 
-def main(descriptor: int) -> int:
-    channel = socket.socket(fileno=descriptor)
-    boot = boot_from(channel)
-    if boot is None:
-        return 1
+def serve(boot: Boot, channel: socket.socket) -> int:
+    """Until told to stop; the exit status."""
     telemetry.set_up_log(boot.settings.log, worker=boot.number)
     return run_loop(Worker(boot).run(channel))
 
