@@ -229,7 +229,7 @@ class Relay:
             [sys.executable, "-m", "relay", "serve"],
             self._place,
             "relay",
-            env=_environment(port, admin, upstream, self._place.redis_url, self._settings),
+            env=environment(port, admin, upstream, self._place.redis_url, self._settings),
         )
         try:
             await _ready(process, admin, self._place.directory / "relay.log")
@@ -253,7 +253,7 @@ def _log_key(run_id: str) -> str:
     return Keys(options.prefix, options.partitions).log(RunKey("main", run_id))
 
 
-def _environment(port: int, admin: int, upstream: str, redis_url: str, more: Mapping[str, str]) -> dict[str, str]:
+def environment(port: int, admin: int, upstream: str, redis_url: str, more: Mapping[str, str]) -> dict[str, str]:
     # Whatever RELAY_ variables this shell has, they are not what is measured.
     bare = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
     return {

@@ -101,6 +101,8 @@ GOALS: tuple[Goal, ...] = (
     Goal("stall-1", "p99 of the rest ÷ no stall", 1.1, ratio("p99_ms", "relay, no stall"), at_least=False),
     Goal("stall-1", "memory of the one that stalls", 4, _per_stalled, at_least=False, unit=" MB"),
     Goal("ingest", "CPU per event, flood", 10, own("flood_cpu_us_per_event"), at_least=False, unit=" µs"),
+    Goal("start", "ready to serve after", 600, own("ready_ms"), at_least=False, unit=" ms"),
+    Goal("start", "memory at rest", 60, own("base_rss_mb"), at_least=False, unit=" MB"),
     Goal("W1-ws", "deliveries per CPU-s ÷ c-each (SSE)", 0.78, ratio(_PER_CPU, "c-each")),
     Goal("W1-ws", "deliveries per CPU-s ÷ nchan", 1.4, ratio(_PER_CPU, "nchan")),
     Goal("W1-ws", "p99 ÷ nchan's", 1, ratio("p99_ms", "nchan"), at_least=False),

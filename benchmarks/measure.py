@@ -51,6 +51,8 @@ class Shape:
     """Between the last connect and the first event; runs are followed upstream by then."""
     size: int | None = None
     """Bytes of an event as viewers get it; None: the campaign's size."""
+    starts: int = 0
+    """How often a process is started."""
     payload: int | None = None
     """Bytes of an event as it is published, whatever a contestant adds; goes before `size`."""
 

@@ -24,6 +24,7 @@ import redis.asyncio
 from benchmarks import machine
 from benchmarks.contest import Contestant, Place, Sourced, Stand, Writer, payload, sourced, started
 from benchmarks.load import Load
+from benchmarks.start import Spine
 from benchmarks.upstream import PREFIX
 from relay.store.binaries import choose
 
@@ -276,5 +277,6 @@ KNOWN: dict[str, tuple[tuple[Need, ...], Callable[[Load, Place], Contestant]]] =
         lambda load, place: FastApi(place, load.folder),
     ),
     "aiohttp-queue": ((), _aiohttp_queue),
+    "spine": ((), lambda _, place: Spine(place)),
     "redis-py pump": ((), lambda _, place: HandPump(place)),
 }

@@ -13,6 +13,7 @@ from benchmarks.contest import Contestant
 from benchmarks.ingest import ingest
 from benchmarks.late import late
 from benchmarks.measure import Arena, Row, Shape, idle, join, live
+from benchmarks.start import start
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,18 @@ WORKLOADS: dict[str, Workload] = {
             "flood_cpu_us_per_event", "flood_events_per_s", "paced_cpu_us_per_event", "paced_events_per_s",
             "flood_redis_us_per_event", "paced_redis_us_per_event",
         ),
+    ),
+    "start": Workload(
+        "Starting",
+        "{starts} starts of `relay serve` with a Redis that is there, until /readyz says 200; `spine` is a Python that "
+        "imports aiohttp's server and redis-py, and does nothing. Bytecode is on disk, as when installed.",
+        Shape(starts=11),
+        {"starts": 2},
+        (Turn("relay"), Turn("spine")),
+        start,
+        "ready_ms",
+        ("start_cpu_ms", "base_rss_mb"),
+        less_is_better=True,
     ),
     "W1-ws": Workload(
         "W1 over WebSocket",
