@@ -21,12 +21,15 @@ from relay.core.filters import Types
 from relay.core.ids import RunKey
 from relay.core.window import Slice, cut
 from relay.core.wires import AnyWire
-from relay.fanout.topic import Topic
+from relay.fanout.topic import UNSEEN_BYTES, Topic
 from relay.store.log import Log
 from relay.store.old import Behind
+from relay.store.redis import HISTORY
 
 _EVENTS = 512
 """Most events of one page, and of one XRANGE."""
+_FIRST = 8
+"""Most events of the first page of a run of which we have seen no event: they may be of any size."""
 _AGAIN_S = 0.9
 """For how long nobody looks again behind a cursor where nothing was, unless something is fetched meanwhile."""
 _UNREACHABLE = 1024
@@ -104,7 +107,7 @@ class History:
     async def read(self, topic: Topic, cursor: int, most: int) -> Behind:
         """Up to `most` events behind `cursor`, unshared; has them fetched if they are missing."""
         if topic.state.floor <= cursor:  # as far as we know
-            events = (await self._log.read([(topic.key, cursor, most)]))[0]
+            events = (await self._log.read([(topic.key, cursor, most)], what=HISTORY))[0]
             if events and events[-1].seq == cursor + len(events):  # a step anywhere may be a new generation
                 return Behind("log", events=events)
         # Nothing, or a hole, which may be the upstream's own or a head trimmed just now.
@@ -117,7 +120,8 @@ class History:
         at = (topic.key, cursor)
         done = self._reading[at] = asyncio.Event()
         try:
-            most = max(4, min(_EVENTS, int(self._page_bytes / topic.mean_bytes)))
+            unseen = topic.mean_bytes == UNSEEN_BYTES
+            most = max(4, min(_FIRST if unseen else _EVENTS, int(self._page_bytes / topic.mean_bytes)))
             unreachable = topic.unreachable  # a new one as soon as something is fetched: what we hear may be older
             found = await self.read(topic, cursor, most)
             if found.where == "gone":
@@ -127,7 +131,7 @@ class History:
             if not found.events:
                 return None
             page = Page(found.events)
-            topic.mean_bytes += (page.size / len(found.events) - topic.mean_bytes) * 0.5
+            topic.mean_bytes += (page.size / len(found.events) - topic.mean_bytes) * (1 if unseen else 0.5)
             self._keep(at, page)
             return page
         finally:

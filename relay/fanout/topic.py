@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from relay.core.events import Event
 from relay.core.filters import Types
@@ -24,6 +24,9 @@ from relay.store.log import LogState, Seen
 
 if TYPE_CHECKING:
     from relay.fanout.subscription import Subscription
+
+UNSEEN_BYTES: Final = 4096.0
+"""How large we take an event of a run to be before we have seen one."""
 
 
 class Live(Protocol):
@@ -83,7 +86,7 @@ class Topic:
         self.unreachable: dict[int, float] = {}
         """Cursors behind which the log was trimmed and nothing was fetched yet, and until when (monotonic) that is taken
         for still true: a crowd that waits at one cursor asks once. Void as soon as something is fetched."""
-        self.mean_bytes = 4096.0
+        self.mean_bytes = UNSEEN_BYTES
         """About how large an event of this run is; decides how many are read at once."""
         self._limit = limit
         self._refresh = refresh

@@ -404,14 +404,17 @@ class Log:
         answer = (await self._store.run("tail", [("XREVRANGE", self.keys.log(key), end, "-", "COUNT", most)]))[0]
         return [event_of(entry) for entry in reversed(answer)]
 
-    async def read(self, requests: Sequence[tuple[RunKey, int, int]]) -> list[list[Event]]:
-        """For each (run, after_seq, most): the events behind after_seq, in one round trip."""
+    async def read(self, requests: Sequence[tuple[RunKey, int, int]], *, what: str = "read") -> list[list[Event]]:
+        """For each (run, after_seq, most): the events behind after_seq, in one round trip.
+
+        Appends and reads share a connection; with `what=HISTORY` they do not.
+        """
         roads = [self._road(key) for key, _, _ in requests]
         commands = [
             (road.log, packed_range(road.read, after, most))
             for road, (_, after, most) in zip(roads, requests, strict=True)
         ]
-        answers = await self._store.run_packed("read", commands, each=True)
+        answers = await self._store.run_packed(what, commands, each=True)
         return [
             self._readable(key, _events, answer) or [] for (key, _, _), answer in zip(requests, answers, strict=True)
         ]

@@ -1,8 +1,9 @@
 """One server: its connections, one round trip, and the moment from which nobody here asks it any more.
 
 redis-py connects and parses; packing, time limits and letting go are ours. There are two ways to ask: `exchange`, with a
-connection of the pool for each round trip, and `ask`, many round trips on one connection, for what every event takes. What
-a server is (a master, one of a cluster) is not known here.
+connection of the pool for each round trip, and `ask`, many round trips on one connection, for what every event takes, and
+on another one for pages of history, behind which no event should wait. What a server is (a master, one of a cluster) is
+not known here.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Node:
         self._timeout_s = timeout_s
         self._pool: Any = pool
         self._under_way: set[asyncio.Timeout] = set()
-        self._channel: Channel | None = None
+        self._channels: dict[bool, Channel] = {}
+        """By whether it is the one apart."""
         self._opening = asyncio.Lock()
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
@@ -77,25 +79,29 @@ class Node:
         finally:
             await self._pool.release(connection)
 
-    async def ask(self, commands: Sequence[bytes]) -> list[Any]:
-        """One round trip of packed commands, beside others; answers and errors as with `exchange`."""
-        channel = self._channel
+    async def ask(self, commands: Sequence[bytes], *, apart: bool = False) -> list[Any]:
+        """One round trip of packed commands, beside others; answers and errors as with `exchange`.
+
+        `apart`: the answers may be large, and nobody who waits for small ones should be behind them.
+        """
+        channel = self._channels.get(apart)
         if channel is None or not channel.open:
-            channel = await self._open_channel()
+            channel = await self._open_channel(apart)
         self._refuse_if_left()  # no await between here and the first byte sent
         return await channel.ask(b"".join(commands), len(commands))
 
-    async def _open_channel(self) -> Channel:
+    async def _open_channel(self, apart: bool) -> Channel:
         async with asyncio.timeout(self._timeout_s) as scope:
             self._under_way.add(scope)
             try:
                 async with self._opening:
-                    if self._channel is None or not self._channel.open:
+                    channel = self._channels.get(apart)
+                    if channel is None or not channel.open:
                         self._refuse_if_left()
-                        opened = Channel(self.bare_connection(), self._timeout_s)
-                        await opened.connect()
-                        self._channel = opened
-                    return self._channel
+                        channel = Channel(self.bare_connection(), self._timeout_s)
+                        await channel.connect()
+                        self._channels[apart] = channel
+                    return channel
             finally:
                 self._under_way.discard(scope)
 
@@ -113,8 +119,8 @@ class Node:
         What is under way may be done there or not; whoever asked finds out. `close` is still to be called.
         """
         self.left.set()
-        if self._channel is not None:
-            self._channel.end(TimeoutError("this server is no longer asked"))
+        for channel in self._channels.values():
+            channel.end(TimeoutError("this server is no longer asked"))
         now = asyncio.get_running_loop().time()
         for scope in self._under_way:
             if not scope.expired():
@@ -122,8 +128,9 @@ class Node:
 
     async def drop_idle(self) -> None:
         """Close what is open and not in use."""
-        if self._channel is not None and self._channel.idle:
-            self._channel.end(exceptions.ConnectionError("closed"))
+        for channel in self._channels.values():
+            if channel.idle:
+                channel.end(exceptions.ConnectionError("closed"))
         with suppress(exceptions.RedisError, OSError, TimeoutError):
             async with asyncio.timeout(_CLOSING_S):
                 await self._pool.disconnect(inuse_connections=False)
@@ -134,8 +141,8 @@ class Node:
                 while self.left.is_set() and self._under_way:  # noqa: ASYNC110  (what was interrupted gives back first)
                     await asyncio.sleep(0.005)
                 await self._pool.disconnect()
-        if self._channel is not None:  # last: it may have been opened in the moment the server was left
-            self._channel.end(exceptions.ConnectionError("closed"))
+        for channel in self._channels.values():  # last: it may have been opened in the moment the server was left
+            channel.end(exceptions.ConnectionError("closed"))
 
 
 def name_of(address: Address) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from redis import exceptions
@@ -27,6 +27,9 @@ _AWAY: Final = (
     "MOVED", "ASK",
 )  # fmt: skip
 """Error replies that mean "not now": nothing was written, trying again later is right."""
+
+HISTORY: Final = "history"
+"""What is asked under this name has a connection of its own: an append must not wait behind a page of large events."""
 
 Refused = exceptions.ResponseError
 """What Redis answers to a command it will not do, away or not."""
@@ -240,10 +243,10 @@ class Store:
 
     async def _execute(self, node: Node, commands: Sequence[Command | bytes], what: str) -> list[Any]:
         try:
-            ask: Any = (
-                node.ask if isinstance(commands[0], bytes) else node.exchange
-            )  # of one call all are packed, or none
-            answers: list[Any] = await ask(commands)
+            if isinstance(commands[0], bytes):  # of one call all are packed, or none
+                answers = await node.ask(cast(Any, commands), apart=what == HISTORY)
+            else:
+                answers = await node.exchange(cast(Any, commands))
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             self._stale = True
             raise translated(error, what) from error

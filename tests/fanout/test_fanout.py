@@ -66,11 +66,13 @@ class Wanted:
 
 class CountingLog(Log):
     reads = 0
+    most = 0
     bells = True
 
-    async def read(self, requests: Sequence[tuple[RunKey, int, int]]) -> list[list[Event]]:
+    async def read(self, requests: Sequence[tuple[RunKey, int, int]], *, what: str = "read") -> list[list[Event]]:
         self.reads += len(requests)
-        return await super().read(requests)
+        self.most = max(self.most, *(most for _, _, most in requests))
+        return await super().read(requests, what=what)
 
 
 @dataclass
@@ -324,6 +326,34 @@ async def test_what_was_fetched_and_lost_again_upstream_is_read_before_the_reset
         assert seen[1].data == {"from_seq": 31, "to_seq": 50, "reason": "trimmed"}
         assert isinstance(seen[2], Slice)
         assert (seen[2].upto, seen[2].sent) == (80, 30)
+
+
+async def test_of_a_run_never_seen_few_events_are_read_and_then_as_many_as_fit(redis_url: str) -> None:
+    """They may be of any size: a page of 64 could be half a gigabyte."""
+    async with AsyncExitStack() as stack:
+        bench = await _bench(stack, redis_url, FanoutOptions())
+        run = key()
+        await bench.write(run, 600)
+        async with bench.hub.topic(run) as topic:
+            subscription = bench.hub.subscribe(topic, 0, WIRE, None)
+            bench.log.most = 0
+            first, second = [await subscription.read_back() for _ in range(2)]
+            assert isinstance(first, Slice)
+            assert isinstance(second, Slice)
+            assert (first.sent, second.sent) == (8, 512)
+
+
+async def test_of_a_run_with_large_events_few_are_read_at_once(redis_url: str) -> None:
+    async with AsyncExitStack() as stack:
+        bench = await _bench(stack, redis_url, FanoutOptions(page_bytes=65_536))
+        run = key()
+        await bench.write(run, 40, size=200_000)
+        async with bench.hub.topic(run) as topic:
+            subscription = bench.hub.subscribe(topic, 0, WIRE, None)
+            bench.log.most = 0
+            pages = [await subscription.read_back() for _ in range(3)]
+            assert [page.sent for page in pages if isinstance(page, Slice)] == [8, 4, 4]
+            assert bench.log.most == 8
 
 
 async def test_it_is_waited_for_what_lies_behind_a_cursor_but_not_for_ever(bench: Bench) -> None:

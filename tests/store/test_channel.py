@@ -25,7 +25,7 @@ from relay.store.line import Line
 from relay.store.node import Node, node_at, node_of_url
 from relay.store.options import RedisOptions
 from relay.store.packing import packed
-from relay.store.redis import Store
+from relay.store.redis import HISTORY, Store
 from tests.support.needs import missing
 
 try:
@@ -366,6 +366,39 @@ async def test_the_store_is_away_for_whoever_is_refused_so(said: str) -> None:
         with pytest.raises(StoreUnavailable):
             await store.run_packed("read", [("k", packed(("XRANGE", "k", "-", "+")))], each=True)
         await store.close()
+
+
+async def test_no_append_waits_behind_a_page_of_history() -> None:
+    """The page never comes here; the append and the read of what is new have their answers all the same."""
+    page = packed(("XRANGE", "k", "-", "+"))
+
+    def said(talk: Talk, command: list[bytes]) -> None:
+        if command[-1] == b"new" or command[0] == b"EVALSHA":
+            talk.transport.write(b"+OK\r\n")
+
+    async with serving(said) as server:
+        store = Store(f"redis://127.0.0.1:{server.port}", RedisOptions())
+        asking = asyncio.create_task(store.run_packed(HISTORY, [("k", page)], each=True))
+        await until(lambda: len(server.commands) == 1)
+        async with asyncio.timeout(3):
+            assert await store.call_packed("append", [("k", packed(("EVALSHA", "x", 0)))]) == [b"OK"]
+            assert await store.run_packed("read", [("k", packed(("XRANGE", "k", "new")))]) == [b"OK"]
+        assert not asking.done()
+        assert len(server.talks) == 2
+        await store.close()  # ends both
+        with pytest.raises(StoreUnavailable):
+            await asking
+
+
+async def test_a_server_that_is_left_is_asked_for_no_page_either() -> None:
+    async with serving(silence) as server, node_of(server) as node:
+        asking = [asyncio.create_task(node.ask(echoed(1), apart=apart)) for apart in (False, True)]
+        await until(lambda: len(server.commands) == 2)
+        assert len(server.talks) == 2
+        node.leave()
+        for one in asking:
+            with pytest.raises(TimeoutError):
+                await one
 
 
 async def test_scripts_that_were_flushed_are_loaded_and_called_once_more() -> None:
