@@ -74,12 +74,12 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from relay import process, telemetry
+    from relay import logs, process
     from relay.settings import load
 
     settings = _with_workers(load(options.config, os.environ), options.workers)
-    process.start(tls=settings.speaks_tls())
-    telemetry.set_up_log(settings.log)
+    process.start()
+    logs.set_up_log(settings.log)
     if settings.redis.url is not None:
         secret = settings.auth.token_secret
         made = secret.value if secret else secrets.token_urlsafe(48)
@@ -88,7 +88,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     server = EmbeddedServer.start(settings.embedded)
     try:
-        telemetry.logger().info("embedded.started", server=server.describe, data_dir=settings.embedded.data_dir)
+        logs.logger().info("embedded.started", server=server.describe, data_dir=settings.embedded.data_dir)
         return _serve_on(settings, server.url, _token_secret(settings), server.alive, alone=True)
     finally:
         server.stop()

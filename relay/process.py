@@ -7,61 +7,18 @@ import asyncio
 import gc
 import os
 import signal
-import ssl
-import sys
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 
-def start(*, tls: bool) -> None:
-    """Before the large imports of a process that serves; `tls`: whether it will speak to an upstream by TLS.
+def start() -> None:
+    """Before the large imports of a process that serves.
 
     Nearly all of what comes and goes is freed by its count, and nothing of what is imported is garbage: cycles are looked
     for a hundred times less often.
     """
     gc.set_threshold(50_000, 20, 50)
-    with nullcontext() if tls else _certificates_later():
-        import aiohttp  # noqa: F401, PLC0415
-
-
-@contextmanager
-def _certificates_later() -> Iterator[None]:
-    """aiohttp reads the certificates of the system twice while it is imported, which takes longer than all else it does
-    there: for a context that verifies nothing, and for one that reads them when it is used first."""
-    usual, kind = ssl.create_default_context, cast(Any, ssl.SSLContext)
-    ssl.create_default_context = _LateTrust.made
-    kind.set_default_verify_paths = _nothing  # hides that of its base class
-    try:
-        yield
-    finally:
-        ssl.create_default_context = usual
-        del kind.set_default_verify_paths
-
-
-def _nothing(_: ssl.SSLContext) -> None:
-    return
-
-
-class _LateTrust(ssl.SSLContext):
-    """What `ssl.create_default_context()` makes, but the certificates are read when the first connection begins."""
-
-    _read = False
-
-    @classmethod
-    def made(cls, *_: Any, **__: Any) -> _LateTrust:
-        made = cls(ssl.PROTOCOL_TLS_CLIENT)  # which verifies certificates and names
-        for name in ("VERIFY_X509_PARTIAL_CHAIN", "VERIFY_X509_STRICT") if sys.version_info >= (3, 13) else ():
-            made.verify_flags |= getattr(ssl, name)
-        return made
-
-    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
-        """With which every connection of an event loop begins."""
-        if not self._read:
-            self._read = True
-            self.load_default_certs()
-        return super().wrap_bio(*args, **options)
 
 
 def run_loop(main: Coroutine[Any, Any, int]) -> int:

@@ -1,21 +1,19 @@
-"""Every metric of the relay and its meaning, in one list; and how the log is set up.
+"""Every metric of the relay and its meaning, in one list. The log is logs.py; who tells takes both from here.
 
-Nothing here is called per event: counters of events are moved once per batch. The log is JSON lines (console rendering
-on a terminal) with `run_id`, `upstream` and `trace_id` where they apply. No secret, token or event body is ever logged.
+Nothing here is called per event: counters of events are moved once per batch.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, cast
 
-import orjson
-import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from relay import logs
+
+logger = logs.logger
 
 REGISTRY = CollectorRegistry()
 """What a process that serves counts."""
@@ -187,47 +185,6 @@ def page(registry: CollectorRegistry = REGISTRY) -> bytes:
     return generate_latest(registry)
 
 
-@dataclass(frozen=True, slots=True)
-class LogOptions:
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least important lines that are written."""
-    format: Literal["auto", "json", "console"] = "auto"
-    """json lines, console rendering, or auto: console on a terminal, else json."""
-
-
-def set_up_log(options: LogOptions, **always: int) -> None:
-    """Called once, before anything logs. Writes to stderr, so that stdout stays for what a command prints.
-
-    `always` stands on every line: which of several processes it is.
-    """
-
-    def sign(_: object, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        return {**line, **always}
-
-    console = options.format == "console" or (options.format == "auto" and sys.stderr.isatty())
-    render: list[Any] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_dumps)]
-    )
-    level = logging.getLevelNamesMapping()[options.level.upper()]
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            sign,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *render,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line in one write: several processes share it
-        cache_logger_on_first_use=True,
-    )
-    signed = "".join(f',"{name}":{value}' for name, value in always.items())
-    form = f'{{"level":"%(levelname)s","event":"%(message)s"{signed}}}'
-    logging.basicConfig(level=max(level, logging.WARNING), format=form)
-
-
 class _NoTraceback(logging.Filter):
     """What no HTTP parser can read is the client's doing: one line, the kind of trouble, nothing of what was sent."""
 
@@ -245,11 +202,3 @@ def server_logger() -> logging.Logger:
     if not log.filters:
         log.addFilter(_NoTraceback())
     return log
-
-
-def _dumps(value: object, **_: object) -> str:
-    return orjson.dumps(value, default=repr).decode()
-
-
-def logger(**bound: Any) -> structlog.typing.FilteringBoundLogger:
-    return cast(structlog.typing.FilteringBoundLogger, structlog.get_logger(**bound))

@@ -271,7 +271,7 @@ def test_a_viewer_token_is_signed_for_one_run(tmp_path: Path) -> None:
 def test_a_crash_in_the_log_shows_where_and_never_what(form: str) -> None:
     """The locals of a frame hold tokens, keys and event bodies; a traceback of the log must not print them."""
     script = (
-        "from relay.telemetry import LogOptions, logger, set_up_log\n"
+        "from relay.logs import LogOptions, logger, set_up_log\n"
         "def authenticate(presented):\n    raise RuntimeError('broken')\n"
         f"set_up_log(LogOptions(format={form!r}))\n"
         "try:\n    authenticate('hush-' + 'hush')\n"

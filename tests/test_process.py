@@ -1,18 +1,15 @@
-"""How a process starts: what it does not import, and what becomes of the certificates it does not read."""
+"""How a process starts: what it does not import."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.needs import missing
-
-START = "from relay import process; process.start(tls=False)\n"
+START = "from relay import process; process.start()\n"
 
 
 def said(script: str, **environ: str) -> str:
@@ -25,7 +22,7 @@ def said(script: str, **environ: str) -> str:
 
 
 # --- imports ---------------------------------------------------------------------------------------------------------
-ELSEWHERE = ("relay.demo", "relay.watch", "relay.workers", "rich", "pygments", "structlog")
+ELSEWHERE = ("relay.demo", "relay.watch", "relay.workers", "rich", "pygments")
 """Of other commands, and what only they need."""
 HEAVY = ("jwt", "cryptography", "unittest", "multiprocessing", "pydantic", "jsonschema", "sqlite3", "tkinter", "pydoc")
 """Used seldom, or not at all."""
@@ -67,65 +64,9 @@ def test_installed_packages_are_not_looked_through_for_a_provider_of_our_own(tmp
     assert said(script) == "False"
 
 
-# --- certificates ----------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of localhost, signed by itself; the key is beside it."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        missing("openssl", "a certificate is made with it")
-    place = tmp_path_factory.mktemp("tls") / "localhost.crt"
-    subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", place.with_suffix(".key"),
-         "-out", place],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return place
-
-
-ASK = """
-import asyncio, ssl, sys
-before = ssl.create_default_context
-from relay import process
-process.start(tls={tls})
-assert ssl.create_default_context is before and "set_default_verify_paths" not in vars(ssl.SSLContext)
-import aiohttp
-from aiohttp import web
-
-async def main():
-    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    served.load_cert_chain(sys.argv[1], sys.argv[2])
-    runner = web.ServerRunner(web.Server(lambda _: asyncio.sleep(0, web.Response(text="hello"))))
-    await runner.setup()
-    await web.TCPSite(runner, "localhost", 0, ssl_context=served).start()
-    port = runner.addresses[0][1]
-    async with aiohttp.ClientSession() as session:
-        for host in ("localhost", "127.0.0.1", "localhost"):
-            try:
-                async with session.get(f"https://{{host}}:{{port}}/") as answer:
-                    print(await answer.text())
-            except aiohttp.ClientConnectorCertificateError:
-                print("refused")
-    await runner.cleanup()
-
-def run():
-    if {uvloop}:
-        import uvloop
-        return uvloop.run(main())
-    return asyncio.run(main())
-
-run()
-"""
-
-
-@pytest.mark.parametrize("uvloop", [True, False])
-@pytest.mark.parametrize("tls", [True, False])
-def test_certificates_that_are_read_late_are_those_of_the_system(certificate: Path, *, tls: bool, uvloop: bool) -> None:
-    if uvloop:
-        pytest.importorskip("uvloop")
-    key, script = str(certificate.with_suffix(".key")), ASK.format(tls=tls, uvloop=uvloop)
-    set_argv = f"import sys; sys.argv[1:] = [{str(certificate)!r}, {key!r}]\n"
-    trusting = said(set_argv + script, SSL_CERT_FILE=str(certificate)).split()
-    assert trusting == ["hello", "refused", "hello"]  # by a name that is not in the certificate
-    assert said(set_argv + script).split() == ["refused"] * 3
+def test_rich_is_hidden_from_the_log_only() -> None:
+    script = (
+        "import relay.logs, sys; assert 'rich' not in sys.modules; import relay.watch; print('rich' in sys.modules)"
+    )
+    assert said(script) == "True"
+    assert said("import rich.console, relay.logs, sys; print(sys.modules['rich'] is rich)") == "True"

@@ -19,8 +19,8 @@ from relay.core.options import Secret
 from relay.delivery.options import DeliveryOptions, DrainOptions
 from relay.fanout.options import FanoutOptions
 from relay.ingest.options import IngestOptions, UpstreamOptions
+from relay.logs import LogOptions
 from relay.store.options import EmbeddedOptions, RedisOptions, RetentionOptions
-from relay.telemetry import LogOptions
 from relay.web.options import AuthOptions, FacesOptions, LimitOptions, ServerOptions
 
 Key: TypeAlias = tuple[str | int, ...]
@@ -48,10 +48,6 @@ class Settings:
     limits: LimitOptions = field(default_factory=LimitOptions)
     auth: AuthOptions = field(default_factory=AuthOptions)
     log: LogOptions = field(default_factory=LogOptions)
-
-    def speaks_tls(self) -> bool:
-        """Whether an upstream is asked by TLS."""
-        return any(upstream.base_url.startswith("https:") for upstream in self.upstreams)
 
 
 # --- types of keys -------------------------------------------------------------------------------------------------

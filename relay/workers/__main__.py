@@ -12,7 +12,7 @@ def main() -> int:
     boot = boot_from(channel)
     if boot is None:
         return 1
-    process.start(tls=boot.settings.speaks_tls())
+    process.start()
     from relay.workers.worker import serve  # noqa: PLC0415  (only now)
 
     return serve(boot, channel)

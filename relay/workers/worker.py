@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from typing import Any, Final
 
-from relay import telemetry
+from relay import logs, telemetry
 from relay.app import App
 from relay.core.errors import ConfigError, RelayError
 from relay.process import first, run_loop, when_told
@@ -27,7 +27,7 @@ _TOGETHER_S: Final = 1.0
 
 def serve(boot: Boot, channel: socket.socket) -> int:
     """Until told to stop; the exit status."""
-    telemetry.set_up_log(boot.settings.log, worker=boot.number)
+    logs.set_up_log(boot.settings.log, worker=boot.number)
     return run_loop(Worker(boot).run(channel))
 
 
