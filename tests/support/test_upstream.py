@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
+import socket
+import warnings
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -502,3 +506,27 @@ def test_a_closed_transport_may_be_reset_and_takes_no_event() -> None:
         assert stream.cursor == 0
 
     uvloop.run(scenario())
+
+
+# ── its end ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_who_comes_in_the_moment_it_stops_is_not_forgotten(turns: int) -> None:
+    """A connection nobody closes is complained of much later, in the middle of somebody else's test."""
+
+    async def comes_and_is_left(guest: socket.socket) -> None:
+        up = ScriptedUpstream()
+        await up.start()
+        with suppress(BlockingIOError):
+            guest.connect(("127.0.0.1", up.port))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await up.stop()
+
+    with warnings.catch_warnings(record=True) as said, socket.socket() as guest:
+        warnings.simplefilter("always")
+        guest.setblocking(False)
+        asyncio.run(comes_and_is_left(guest))
+        gc.collect()
+    assert not [str(one.message) for one in said if "unclosed transport" in str(one.message)]
