@@ -64,6 +64,7 @@ class Injector:
         self._standing = asyncio.Semaphore(max(1, len(relays) - 1))
         """At least one relay is always alive, so that readers have somewhere to go."""
         self._locks: dict[object, asyncio.Lock] = {}
+        redises.restarted = self._restarted
         self._days_s = 0.0
         """How far ahead all clocks of Redis are, apart from the hours by which single ones differ."""
 
@@ -84,6 +85,12 @@ class Injector:
         ) as error:
             detail = {"t0": time.monotonic(), "failed": repr(error)}
         self._record({**record, "t1": time.monotonic(), **detail})
+
+    def _restarted(self, node: Node, began: float, ended: float) -> None:
+        """A fault of its own: as any kill of a master it may move its shard."""
+        number = self._redises.nodes.index(node)
+        fault = {"n": 0, "kind": "redis.kill_master", "planned": 0.0, "node": number, "why": "its clock was set back"}
+        self._record({**fault, "t0": began, "t1": ended})
 
     @asynccontextmanager
     async def _alone(self, *what: object) -> Any:

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,10 @@ from tests.support.ports import free_port
 
 _COMMON = ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction"]
 _DATA = ["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "swapdb", "--repl-timeout", "5"]
+# Below the timeout, or the replica of a quiet master leaves it every ten seconds.
+_DATA += ["--repl-ping-replica-period", "1"]
+_REJOINS_S = 10.0
+"""A cluster that is whole serves within this, if its clocks let it."""
 Taps = Callable[[object, str], Tap | None]
 """A tap for a connection of this owner to the node of this name."""
 
@@ -52,6 +57,7 @@ class Node:
         )
 
     def launch(self) -> None:
+        self.clock.latest_s = self.clock.offset_s
         program, _ = choose()
         config = self.directory / ("server.conf" if self._sentinel is None else "sentinel.conf")
         if not config.exists():
@@ -116,6 +122,8 @@ class Redises:
         self.others: list[Node] = []
         """Sentinels."""
         self.links: list[Link] = []
+        self.restarted: Callable[[Node, float, float], None] = lambda *_: None
+        """Told of every node that was started anew for the topology to serve again, and when that began and ended."""
 
     def _tap(self, name: str) -> Callable[[object], Tap | None]:
         return lambda owner: self.taps(owner, name)
@@ -285,6 +293,27 @@ class Cluster(_Announced):
             name = await master.client.execute_command("CLUSTER", "MYID")
             await replica.client.execute_command("CLUSTER", "REPLICATE", name)
         await self.whole()
+
+    async def whole(self, timeout_s: float = 40.0) -> None:
+        """Every node runs and the cluster serves; a node that does not only because its clock was set back is started anew.
+
+        A master that had lost sight of the others (`among_minority_time`, by its wall clock) serves again only when that
+        is a moment ago. Set back by hours meanwhile, it says `cluster_state:fail` for so long, among nodes that all see it.
+        """
+        try:
+            await super().whole(min(_REJOINS_S, timeout_s))
+        except TimeoutError:
+            await self._restart_those_set_back()
+            await super().whole(timeout_s)
+
+    async def _restart_those_set_back(self) -> None:
+        for node in self.nodes:
+            told = await node.client.execute_command("CLUSTER", "INFO")
+            if b"cluster_state:ok" not in told and node.clock.offset_s < node.clock.latest_s:
+                began = time.monotonic()
+                node.kill()
+                await node.start()
+                self.restarted(node, began, time.monotonic())
 
     async def _knows_all(self) -> bool:
         for node in self.nodes:

@@ -59,7 +59,8 @@ class Clock:
     """The wall clock of child processes started with its `environment`."""
 
     def __init__(self, file: Path) -> None:
-        self.offset_s = 0.0
+        self.offset_s = self.latest_s = 0.0
+        """`latest_s`: the furthest ahead it has been."""
         self._file = file
         self.set(0.0)
 
@@ -91,6 +92,7 @@ class Clock:
         fresh.write_text(f"{offset_s:+f}\n")
         fresh.replace(self._file)
         self.offset_s = offset_s
+        self.latest_s = max(self.latest_s, offset_s)
 
     def jump(self, by_s: float) -> None:
         self.set(self.offset_s + by_s)
