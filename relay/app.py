@@ -8,7 +8,6 @@ closed.
 from __future__ import annotations
 
 import asyncio
-import gc
 import math
 import os
 import random
@@ -34,7 +33,7 @@ from relay.ingest.options import UpstreamOptions
 from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.tap import Connector
 from relay.ingest.upstream import Upstream
-from relay.process import life_of_machine
+from relay.process import life_of_machine, settle
 from relay.settings import Settings, masked
 from relay.settings.kinds import find
 from relay.store.findings import Findings
@@ -223,9 +222,7 @@ class App:
         ]
         public = door.build(all_routes, admit, body_bytes=self.settings.limits.body_bytes, refuse=mounts.refusal)
         self.address = await self._listen(stack, public, "server", server.host, server.port, spawn)
-        # Nothing of what was built so far ever becomes garbage: keep the collector from walking it again and again. It is
-        # not asked to look first: that takes 24 ms, and finds nothing.
-        gc.freeze()
+        settle()
 
     async def _listen(
         self,
