@@ -1,7 +1,7 @@
 """A transport as a stream's connection: shared bytes go to it as they are, nothing is framed twice.
 
 Two kinds, alike for a stream: the one of a request that aiohttp serves, here, and the protocol of the slim listener, who
-is one itself (relay.web.slim). Both must say when they are full, can take more, or are gone.
+is one itself (relay.web.slim_connection). Both must say when they are full, can take more, or are gone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Protocol, cast
 
 from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
 
 from relay.delivery.stream import Flow
 
@@ -21,8 +22,31 @@ TAKING_S = 30.0
 """How long a client to whom nothing more is written may take nothing of what was."""
 
 
-class Telling(Protocol):
-    """aiohttp's protocol, as this listener has it: it tells whoever attends to it."""
+class Telling(BaseProtocol):
+    """The base of both listeners' protocols: whoever attends to a connection hears how it fares."""
+
+    __slots__ = ()
+
+    flow: Flow | None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.flow is not None:
+            self.flow.paused()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.flow is not None:
+            self.flow.resumed()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self.flow is not None:
+            self.flow.lost()
+
+
+class Served(Protocol):
+    """aiohttp's protocol, as this listener has it."""
 
     flow: Flow | None
     ends_by_close: bool
@@ -38,7 +62,7 @@ class TransportConnection:
     def __init__(self, request: web.BaseRequest) -> None:
         if request.transport is None:
             raise ConnectionResetError
-        self._protocol = cast(Telling, request.protocol)
+        self._protocol = cast(Served, request.protocol)
         self._transport: asyncio.Transport = request.transport
         self._drain = request.writer.drain
         self._http_1_1 = request.version >= (1, 1)

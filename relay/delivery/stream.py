@@ -197,9 +197,22 @@ class Stream:
         if not self._follow and self._sub.cursor >= max(topic.last_seq, topic.state.last_seq):
             self._tell_position()
             return None
-        self._sub.pressed(yes=False)
-        self._join()  # nothing was awaited since we saw that there is nothing to do: nothing was missed
+        self._wait()  # nothing was awaited since we saw that there is nothing to do: nothing was missed
         return WAITS
+
+    def _wait(self) -> None:
+        self._sub.pressed(yes=False)
+        self._join()
+
+    def at_once(self) -> bool:
+        """Go on as far as it goes without waiting, for who has just come: true if all that is left to do is to wait.
+
+        False: it is for `advance` to go on. Raises what `run` raises.
+        """
+        if not self._follow or not self._take_all(granted=False) or self._sub.ended:
+            return False
+        self._wait()
+        return True
 
     async def linger(self, seconds: float) -> None:
         """After the end: stay open so much longer, with heartbeats. Raises what `run` raises."""
@@ -228,26 +241,38 @@ class Stream:
     async def _catch_up(self) -> bool:
         """Write until the window has nothing more behind the cursor; false if the connection takes no more before that."""
         granted = False
+        while (done := self._take_all(granted=granted)) is None:
+            if not self._sub.behind or not (granted or self._turns.open or self._sub.waiting):
+                await self._turns.mine()
+                granted = True
+                continue
+            granted = False
+            part = await self._read_back()
+            if part is not None:
+                self._give(part)
+            elif self._sub.behind:
+                await self._until_there()
+        return done
+
+    def _take_all(self, *, granted: bool) -> bool | None:
+        """As `_catch_up`, as far as the window and this turn of the loop go; None if more has to be waited for.
+
+        `granted`: this reader has waited for its turn.
+        """
         while True:
             check(self._goodbye, self._connection)
             if self._connection.full:
                 self._set_slow(slow=True)
                 self._sub.pressed(yes=True)
                 return False
-            if not (granted or self._turns.open or self._sub.waiting):
-                await self._turns.mine()
-                granted = True
-                continue
+            if not (granted or self._turns.open or self._sub.waiting) or self._sub.behind:
+                return None
             granted = False
-            part = await self._read_back() if self._sub.behind else self._sub.take()
-            if part is not None:
-                self._write(part)
-                self._moved_at = time.monotonic()
-            elif self._sub.behind:
-                await self._until_there()
-            else:
+            part = self._sub.take()
+            if part is None:
                 self._tell_position()
                 return True
+            self._give(part)
 
     async def _until_there(self) -> None:
         """What comes next is being brought back: nobody is told. Who does not follow cannot be kept waiting for ever."""
@@ -348,7 +373,8 @@ class Stream:
             self.say_goodbye(SLOW)
 
     # --- small ------------------------------------------------------------------------------------------------------
-    def _write(self, part: Slice | Notice) -> None:
+    def _give(self, part: Slice | Notice) -> None:
+        self._moved_at = time.monotonic()
         self._turns.spend(LOOK_BYTES + (len(part.data) if isinstance(part, Slice) else 0))
         if isinstance(part, Notice):
             telemetry.RESETS.inc()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeAlias
 
 from relay.delivery.http import Cuttable, EventStream, carry
-from relay.delivery.stream import WAITS
+from relay.delivery.stream import WAITS, Farewell
 
 Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], object]
 """Starts a task that somebody owns; what it raises is theirs to log."""
@@ -35,6 +35,25 @@ class Viewer:
         self._over = False
         self._stream = answer.stream(connection)
         self._stream.woken = self._wake
+
+    def start(self) -> None:
+        """The first steps, without a task where they take no waiting: nearly always. Raises what nobody expected."""
+        if not self._settled():
+            self._working = True
+            self._spawn(self.work())
+
+    def _settled(self) -> bool:
+        self._working = True
+        try:
+            return self._stream.at_once()
+        except (Farewell, ConnectionError):
+            return False  # as it is still, when `work` looks
+        except BaseException:
+            self._connection.abort()
+            self._end()
+            raise
+        finally:
+            self._working = False
 
     async def work(self) -> None:
         """Go on until there is nothing to do but to wait, or until the end. Raises what nobody expected."""

@@ -111,10 +111,23 @@ class Hub:
         hold.add(topic.left)
         if not topic.ready.is_set():
             await self._until_ready(topic)
-        if not topic.sealed:
-            self._wants.watch(key)
-            hold.add(topic.unwatched)
+        self._watch(topic, hold)
         return topic
+
+    def opened(self, key: RunKey, hold: Hold) -> Topic | None:
+        """As `open`, where somebody has it open already; None where nobody has."""
+        topic = self._topics.get(key)
+        if topic is None or not topic.ready.is_set():
+            return None
+        topic.readers += 1
+        hold.add(topic.left)
+        self._watch(topic, hold)
+        return topic
+
+    def _watch(self, topic: Topic, hold: Hold) -> None:
+        if not topic.sealed:
+            self._wants.watch(topic.key)
+            hold.add(topic.unwatched)
 
     def _close(self, topic: Topic) -> None:
         topic.readers -= 1
@@ -152,9 +165,13 @@ class Hub:
 
     async def settle(self, topic: Topic, cursor: int) -> None:
         """Before a reader beyond the end of a sealed run is told that there is no more: make sure that it is so."""
-        if topic.sealed and cursor > topic.last_seq:
+        if not self.settled(topic, cursor):
             await self._wants.probe(topic.key)
             await topic.refresh()
+
+    def settled(self, topic: Topic, cursor: int) -> bool:
+        """Whether `settle` has nothing to do."""
+        return not (topic.sealed and cursor > topic.last_seq)
 
     def subscribe(
         self,

@@ -14,6 +14,7 @@ import ipaddress
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -76,7 +77,7 @@ class Admit:
         """The principal of a request that may come in; a RelayError for one that may not."""
         self.check_host(request)
         most = MANY_QUERY_BYTES if access is Access.TALK else QUERY_BYTES
-        if len(request.rel_url.raw_query_string) > most:
+        if len(request.raw_path) > most and len(request.rel_url.raw_query_string) > most:
             raise InvalidRequest.field("query", "too long", f"at most {most} bytes")
         if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD) or _is_websocket(request):
             self._check_origin(request)
@@ -95,8 +96,8 @@ class Admit:
 
     def cors_origin(self, request: web.Request) -> str | None:
         """The Origin to name in the answer, if it is one that may read it."""
-        origin = request.headers.get(hdrs.ORIGIN, "")
-        return origin if origin.lower() in self._origins else None
+        origin = request.headers.get(hdrs.ORIGIN)
+        return origin if origin is not None and origin.lower() in self._origins else None
 
     def _check_origin(self, request: web.Request) -> None:
         origin = request.headers.get(hdrs.ORIGIN)
@@ -177,6 +178,7 @@ def challenge(error: RelayError) -> dict[str, str]:
     return {hdrs.WWW_AUTHENTICATE: "Bearer"} if error.status == 401 else {}
 
 
+@lru_cache(maxsize=64)
 def _host_name(host: str) -> str:
     """The name in a Host header, without its port."""
     if host.startswith("["):

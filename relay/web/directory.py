@@ -39,6 +39,7 @@ class _Asking:
 class Directory:
     def __init__(self, upstreams: Mapping[str, AnyUpstream], log: Log, hub: Hub) -> None:
         self.upstreams = upstreams
+        self._all = tuple(upstreams.values())
         self._log = log
         self._hub = hub
         self._known: OrderedDict[tuple[str, str], tuple[RunKey | None, float]] = OrderedDict()
@@ -47,7 +48,7 @@ class Directory:
     def candidates(self, hint: str | None) -> Sequence[AnyUpstream]:
         """The upstream somebody named, or all of them. InvalidRequest for one that is not configured."""
         if not hint:
-            return list(self.upstreams.values())
+            return self._all
         checked_upstream("upstream", hint)
         if hint not in self.upstreams:
             raise InvalidRequest.field("upstream", "not configured here", ", ".join(sorted(self.upstreams)))
@@ -65,21 +66,29 @@ class Directory:
 
         `thread_id` is needed for a run nobody has asked for yet, of a system that keeps runs in threads.
         """
-        keys = [RunKey(upstream.name, run_id) for upstream in self.candidates(hint)]
-        for key in keys:
-            if self._hub.watched(key):
-                return key
-        at = (hint or "", f"{thread_id}/{run_id}" if thread_id else run_id)
-        while (asking := self._asking.get(at)) is not None:
+        at = _place(run_id, hint, thread_id)
+        while (known := self.known(run_id, hint, thread_id)) is None:
+            asking = self._asking.get(at)
+            if asking is None:
+                keys = [RunKey(upstream.name, run_id) for upstream in self.candidates(hint)]
+                return await self._look_up(at, keys, thread_id)
             await asking.over.wait()
             if asking.trouble is not None:  # what the one who asked was told holds for all who waited
                 raise asking.trouble
-        known = self._known.get(at)
-        if known is not None and known[1] > time.monotonic():
-            if known[0] is None:
-                raise NotFound("no upstream knows this run")
-            return known[0]
-        return await self._look_up(at, keys, thread_id)
+        return known
+
+    def known(self, run_id: str, hint: str | None, thread_id: str | None = None) -> RunKey | None:
+        """As `find`, where nobody has to be asked; None where somebody has to be."""
+        for upstream in self.candidates(hint):
+            key = RunKey(upstream.name, run_id)
+            if self._hub.watched(key):
+                return key
+        known = self._known.get(_place(run_id, hint, thread_id))
+        if known is None or known[1] <= time.monotonic():
+            return None
+        if known[0] is None:
+            raise NotFound("no upstream knows this run")
+        return known[0]
 
     async def _look_up(self, at: tuple[str, str], keys: Sequence[RunKey], thread_id: str | None) -> RunKey:
         asking = self._asking[at] = _Asking()
@@ -177,6 +186,11 @@ class Directory:
 
     async def run(self, key: RunKey) -> dict[str, Any]:
         return (await self.complete(self.upstreams[key.upstream], [await self.fetch(key)]))[0]
+
+
+def _place(run_id: str, hint: str | None, thread_id: str | None) -> tuple[str, str]:
+    """Where is noted what is known of a run that is asked for like this."""
+    return hint or "", f"{thread_id}/{run_id}" if thread_id else run_id
 
 
 def _completed(run: dict[str, Any], state: LogState | None, *, current: bool) -> dict[str, Any]:

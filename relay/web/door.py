@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from relay import telemetry
 from relay.core.errors import InvalidRequest, MethodNotAllowed, NotFound, RelayError, TooLarge, VersionNotSupported
@@ -36,6 +36,8 @@ HOLD: Final = web.RequestKey("hold", Hold)
 OURS: Final = web.RequestKey[Callable[[str], bool]]("ours")
 """Tells whether credentials are a key of this relay."""
 
+_EVERYWHERE: Final = {"X-Content-Type-Options": "nosniff", "Server": "relay"}
+_NO_CORS: Final[dict[str, str]] = {}
 _ID_OF: Final = {"runs": "run_id", "threads": "thread_id"}
 
 
@@ -51,6 +53,8 @@ class Route:
     """`Authorization: <key>` without a scheme is taken as well (one vendor's SDK sends it so)."""
     any_body: bool = False
     """The body goes to an upstream as it is: it need not be JSON."""
+    at_once: Callable[[web.Request], Answer | None] | None = None
+    """The endpoint's answer where that takes no waiting, and so no task; None where it does, with nothing done yet."""
     streams: bool = False
     """It answers with streams: where the request is a plain one, the slim listener takes it (relay.web.slim)."""
 
@@ -81,46 +85,76 @@ class Door:
     def __init__(self, admit: Admit, refuse: Refuse) -> None:
         self.known: dict[web.AbstractRoute, Route] = {}
         self._admit = admit
+        self._ours = admit.knows
         self._refuse = refuse
 
     def carried(self, route: Route) -> _Handler:
         """The handler of a route, for aiohttp."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            answer = await self.answer(request, route.endpoint)
+            answer = await self.answer(request, route, route.endpoint)
             return await _deliver(request, answer) if isinstance(answer, EventStream) else answer
 
         return handle
 
-    async def answer(self, request: web.Request, endpoint: Endpoint) -> Answer:
+    async def answer(self, request: web.Request, route: Route | None, endpoint: Endpoint) -> Answer:
         """The answer to a request, whatever happens. Call it in a task of the request's own: it names it in the log."""
-        trace_id = os.urandom(16).hex()
-        route = self.known.get(request.match_info.route)
-        request[TRACE_ID] = trace_id
-        request[OURS] = self._admit.knows
+        answer = self.at_once(request, route)
+        return answer if answer is not None else await self.in_time(request, route, endpoint)
+
+    def at_once(self, request: web.Request, route: Route | None) -> Answer | None:
+        """The first half: let in or refused; and answered, where that takes no waiting. None: `in_time` has the answer.
+
+        `route` is None where no route takes the request.
+        """
+        request[TRACE_ID] = trace_id = os.urandom(16).hex()
+        request[OURS] = self._ours
         hold = request[HOLD] = Hold()
-        headers = request[HEADERS] = {
-            "X-Trace-Id": trace_id,
-            "X-Content-Type-Options": "nosniff",
-            "Server": "relay",
-            **_cors(request, self._admit),
-        }
+        request[HEADERS] = {"X-Trace-Id": trace_id, **_EVERYWHERE, **_cors(request, self._admit)}
+        try:
+            answer = self._let_in(request, route)
+        except Exception as error:  # the request boundary: the client gets an envelope whatever happened
+            answer = self._refuse(_translated(error, request, trace_id), request)
+        if not isinstance(answer, EventStream):
+            hold.release()
+        return answer if answer is None else self._told(answer, request, route)
+
+    async def in_time(self, request: web.Request, route: Route | None, endpoint: Endpoint) -> Answer:
+        """The second half, for a request that was let in."""
+        trace_id = request[TRACE_ID]
         structlog.contextvars.bind_contextvars(trace_id=trace_id)
         answer: Answer | None = None
         try:
-            answer = await _admitted(request, endpoint, route, self._admit)
-        except Exception as error:  # the request boundary: the client gets an envelope whatever happened
+            if route is not None:
+                await _go_on(request)
+            answer = await endpoint(request)
+        except Exception as error:  # the same boundary
             answer = self._refuse(_translated(error, request, trace_id), request)
         finally:
             if not isinstance(answer, EventStream):
-                hold.release()
-        return self._told(answer, route, headers)
+                request[HOLD].release()
+        return self._told(answer, request, route)
 
-    def _told(self, answer: Answer, route: Route | None, headers: dict[str, str]) -> Answer:
+    def _let_in(self, request: web.Request, route: Route | None) -> Answer | None:
+        """Raises a RelayError for a request that is not; an answer for one that needs no endpoint, or no waiting."""
+        if route is None:  # no such path or method; still, strangers learn nothing through a Host that is not ours
+            self._admit.check_host(request)
+            preflight = request.method == hdrs.METH_OPTIONS and self._admit.cors_origin(request)
+            return web.Response(status=204) if preflight else None
+        if request.version > HttpVersion11:  # HTTP/2 has another first line: this is nobody's protocol
+            raise VersionNotSupported("HTTP/1.1 and HTTP/1.0 are spoken here")
+        try:
+            request[PRINCIPAL] = self._admit(request, route.access, raw_key=route.raw_key, any_body=route.any_body)
+        except RelayError as error:
+            telemetry.REFUSED.labels(error.code).inc()
+            raise
+        return None if route.at_once is None or hdrs.EXPECT in request.headers else route.at_once(request)
+
+    def _told(self, answer: Answer, request: web.Request, route: Route | None) -> Answer:
         telemetry.requests(route.name if route else "none", answer.status).inc()
-        if isinstance(answer, web.StreamResponse) and not answer.prepared:
+        if not isinstance(answer, EventStream) and not answer.prepared:
             vary = answer.headers.get(hdrs.VARY)
-            answer.headers.update(headers)
+            answer.headers.update(request[HEADERS])
             if vary is not None:  # it names the origin already, where that makes a difference
                 answer.headers[hdrs.VARY] = vary
         return answer
@@ -134,7 +168,7 @@ def _boundary(door: Door) -> Any:
     async def boundary(request: web.Request, handler: _Handler) -> web.StreamResponse:
         if request.match_info.route in door.known:
             return await handler(request)
-        answer = await door.answer(request, handler)
+        answer = await door.answer(request, None, handler)
         assert isinstance(answer, web.StreamResponse)  # it is a refusal
         return answer
 
@@ -149,23 +183,11 @@ async def _deliver(request: web.Request, answer: EventStream) -> web.StreamRespo
         raise ConnectionResetError from error
 
 
-async def _admitted(request: web.Request, endpoint: Endpoint, route: Route | None, admit: Admit) -> Answer:
-    if route is None:  # no such path or method; still, strangers learn nothing through a Host that is not ours
-        admit.check_host(request)
-        if request.method == hdrs.METH_OPTIONS and admit.cors_origin(request):
-            return web.Response(status=204)
-        return await endpoint(request)
-    if request.version > (1, 1):  # HTTP/2 has another first line: this is nobody's protocol
-        raise VersionNotSupported("HTTP/1.1 and HTTP/1.0 are spoken here")
-    try:
-        request[PRINCIPAL] = admit(request, route.access, raw_key=route.raw_key, any_body=route.any_body)
-    except RelayError as error:
-        telemetry.REFUSED.labels(error.code).inc()
-        raise
-    if request.version >= (1, 1) and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+async def _go_on(request: web.Request) -> None:
+    """Tell a client that waits for that before it sends its body; it was let in."""
+    if request.version >= HttpVersion11 and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
-    return await endpoint(request)
 
 
 def refusal(error: RelayError, request: web.Request) -> web.Response:
@@ -229,7 +251,7 @@ def _hostile_id(request: web.Request) -> RelayError | None:
 def _cors(request: web.Request, admit: Admit) -> dict[str, str]:
     origin = admit.cors_origin(request)
     if origin is None:
-        return {}
+        return _NO_CORS
     return {
         "Access-Control-Allow-Origin": origin,
         "Access-Control-Allow-Methods": "GET, POST",

@@ -11,8 +11,7 @@ from aiohttp import hdrs, web
 
 from relay.core.cursor import came_back, count_of, cursor_of, flag_of, number_of
 from relay.core.errors import InvalidRequest, NotAcceptable, UpstreamUnavailable
-from relay.core.filters import types_of
-from relay.core.ids import checked_id
+from relay.core.filters import Types, types_of
 from relay.core.wires import Form, Wire
 from relay.delivery import websocket
 from relay.delivery.http import EventStream
@@ -25,7 +24,7 @@ from relay.fanout.topic import Topic
 from relay.web.caching import cacheable
 from relay.web.directory import Directory
 from relay.web.door import HEADERS, HOLD, PRINCIPAL, Answer
-from relay.web.requests import coding_for, the_run
+from relay.web.requests import coding_for, known_run, named_run, the_run
 
 _PRIMED_S: Final = 10.0
 """How long a reader who does not follow waits for the log to hold what the upstream has."""
@@ -42,9 +41,24 @@ class Events:
         self._pulse = pulse
         self._options = options
 
+    def at_once(self, request: web.Request) -> Answer | None:
+        """As `get`, where all that is asked for is here: nobody has to be asked for the run, and its topic is open."""
+        named = named_run(request)
+        form = form_of(request)
+        ask = _Ask(request)
+        if form is None or form == "websocket" or not ask.follow:
+            return None
+        hold = request[HOLD]
+        self._pulse.take_place(hold)
+        key = known_run(named, request, self._directory)
+        topic = None if key is None else self._hub.opened(key, hold)
+        if topic is None or not self._hub.settled(topic, ask.cursor):
+            return None
+        return self._answer(request, topic, form, ask)
+
     async def get(self, request: web.Request) -> Answer:
         """Everything is checked before the 200: after it there is only the stream."""
-        checked_id("run_id", request.match_info["run_id"])
+        named_run(request)
         form = form_of(request)
         ask = _Ask(request)
         hold = request[HOLD]
@@ -56,9 +70,10 @@ class Events:
         await self._hub.settle(topic, ask.cursor)
         if form is None:
             return await self._page(request, topic, ask)
-        if form.startswith("sse") and _nothing_left(request, topic, ask.cursor):
-            return web.Response(status=204)
-        return await self._stream(request, topic, form, ask)
+        answer = self._answer(request, topic, form, ask)
+        if form == "websocket" and isinstance(answer, EventStream):
+            return await websocket.deliver(request, answer)
+        return answer
 
     async def _until_there(self, topic: Topic, form: Form | None, ask: _Ask) -> None:
         """For who does not follow: wait for all there is now. A stream cannot do with less, a page says so."""
@@ -73,10 +88,12 @@ class Events:
         wish = Wish(ask.cursor, ask.limit, ask.types, ask.wait_s, snapshot=ask.snapshot, merged=merged)
         return cacheable(request, await page(self._hub, topic, wish), public=self._public)
 
-    async def _stream(self, request: web.Request, topic: Topic, form: Form, ask: _Ask) -> Answer:
+    def _answer(self, request: web.Request, topic: Topic, form: Form, ask: _Ask) -> Answer:
+        if form.startswith("sse") and _nothing_left(request, topic, ask.cursor):
+            return web.Response(status=204)
         coding = coding_for(request, self._options) if form != "websocket" else None
         wire = _wire(form, chunked=form != "websocket" and coding is None and request.version >= (1, 1))
-        stream = EventStream(
+        return EventStream(
             self._hub.subscribe(topic, ask.cursor, wire, ask.types, snapshot=ask.snapshot, coalesce=ask.coalesce),
             self._pulse,
             self._options,
@@ -86,23 +103,29 @@ class Events:
             expires_at=request[PRINCIPAL].expires_at,
             coding=coding,
         )
-        return await websocket.deliver(request, stream) if form == "websocket" else stream
 
 
 class _Ask:
     """What a reader asks for. Every field is checked here; InvalidRequest names the first that is wrong."""
 
-    __slots__ = ("coalesce", "cursor", "follow", "limit", "snapshot", "types", "wait_s")
+    follow = True
+    types: Types | None = None
+    snapshot = False
+    coalesce: Coalesce | None = None
+    limit = 500
+    wait_s = 0.0
 
     def __init__(self, request: web.Request) -> None:
         query = request.query
         self.cursor = cursor_of(query, request.headers)
-        self.follow = flag_of(query, "follow", default=True)
+        if not query:  # nearly always
+            return
+        self.follow = flag_of(query, "follow", default=self.follow)
         self.types = types_of(query.get("types"))
-        self.snapshot = flag_of(query, "snapshot", default=False)
+        self.snapshot = flag_of(query, "snapshot", default=self.snapshot)
         self.coalesce = coalesce_of(query)
-        self.limit = count_of(query, "limit", default=500, low=1, high=_LIMIT)
-        self.wait_s = number_of(query, "wait", default=0, low=0, high=60)
+        self.limit = count_of(query, "limit", default=self.limit, low=1, high=_LIMIT)
+        self.wait_s = number_of(query, "wait", default=self.wait_s, low=0, high=60)
 
 
 @cache
@@ -121,7 +144,8 @@ def coalesce_of(query: Mapping[str, str]) -> Coalesce | None:
 
 def form_of(request: web.Request) -> Form | None:
     """The representation that was asked for; None is the JSON page. NotAcceptable if we have none of them."""
-    named = flag_of(request.query, "named", default=False)
+    query = request.query
+    named = flag_of(query, "named", default=False) if query else False
     if request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
         return "websocket"
     return _accepts(request.headers.get(hdrs.ACCEPT, "*/*"), named=named)

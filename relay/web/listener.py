@@ -20,43 +20,60 @@ from aiohttp import web
 from relay import telemetry
 from relay.core.errors import StartupError
 from relay.core.events import encode
-from relay.delivery.connection import reset_at_close
+from relay.delivery.connection import Telling, reset_at_close
 from relay.delivery.stream import Flow
 from relay.web.door import DOOR
 from relay.web.options import LimitOptions
 from relay.web.slim import Slim, Spawn
 
 
-class _Protocol(web.RequestHandler):
-    """One connection."""
+class _Protocol(Telling, web.RequestHandler):
+    """One connection that aiohttp serves."""
 
-    __slots__ = ("ends_by_close", "flow")
+    __slots__ = ("_awaited", "_head_s", "ends_by_close", "flow")
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, head_s: float, **options: Any) -> None:
+        """`head_s`: how long a client may take to send the head of a request, from its first byte."""
         super().__init__(*arguments, **options)
+        self._head_s = head_s
         self.flow: Flow | None = None
         self.ends_by_close = False
+        self._awaited: asyncio.TimerHandle | None = None
+        """Rings when the rest of a head has taken too long."""
+
+    def data_received(self, data: bytes) -> None:
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count != before:
+            self._rest()
+        elif self._awaited is None and self._idle:
+            self._awaited = self._loop.call_later(self._head_s, self._cut, before)
+
+    @property
+    def _idle(self) -> bool:
+        """No request is being answered, and none is waiting for that."""
+        return self._current_request is None and not self._messages
+
+    def _cut(self, before: int) -> None:
+        """aiohttp would wait for the rest of a head for as long as it keeps a connection alive: an hour."""
+        self._awaited = None
+        if self._request_count == before and self._idle and self.transport is not None:
+            self.transport.abort()
+
+    def _rest(self) -> None:
+        if self._awaited is not None:
+            self._awaited.cancel()
+            self._awaited = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._rest()
+        super().connection_lost(exc)
 
     def eof_received(self) -> None:
         """As the slim listener does: a close would look like a proper end (`relay.web.slim`)."""
         if self.ends_by_close and self.transport is not None:
             reset_at_close(self.transport)
             self.transport.abort()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self.flow is not None:
-            self.flow.paused()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self.flow is not None:
-            self.flow.resumed()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        super().connection_lost(exc)
-        if self.flow is not None:
-            self.flow.lost()
 
     def handle_error(
         self,
@@ -89,12 +106,13 @@ class _Server(web.Server):
     """Makes the protocol of each connection that is accepted."""
 
     slim: Slim | None = None
+    head_s: float
 
     def __call__(self) -> Any:
         return self.slim() if self.slim is not None else self.aiohttp_protocol()
 
     def aiohttp_protocol(self) -> web.RequestHandler:
-        return _Protocol(self, loop=self._loop, **self._kwargs)
+        return _Protocol(self, loop=self._loop, head_s=self.head_s, **self._kwargs)
 
     async def shutdown(self, timeout: float | None = None) -> None:
         if self.slim is None:
@@ -117,6 +135,7 @@ class Runner(web.AppRunner):
         server = await super()._make_server()
         server.__class__ = _Server  # aiohttp offers no other place to name the protocol
         assert isinstance(server, _Server)
+        server.head_s = self._limits.head_s
         if self._spawn is not None:
             server.slim = Slim(self.app[DOOR], self._limits, self._spawn, server.aiohttp_protocol)
         return server

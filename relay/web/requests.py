@@ -24,23 +24,40 @@ def upstream_hint(request: web.Request) -> str | None:
 
 async def the_run(request: web.Request, directory: Directory) -> RunKey:
     """The run of the path, if there is one and this principal may see it."""
-    run_id = checked_id("run_id", request.match_info["run_id"])
-    thread_id = request.match_info.get("thread_id") or request.query.get("thread_id")
-    if thread_id is not None:
-        checked_id("thread_id", thread_id)
+    run_id, thread_id = named_run(request)
     return await visible(run_id, request[PRINCIPAL], directory, upstream_hint(request), thread_id)
+
+
+def known_run(named: tuple[str, str | None], request: web.Request, directory: Directory) -> RunKey | None:
+    """As `the_run`, where nobody has to be asked; None where somebody has to be."""
+    run_id, thread_id = named
+    return directory.known(run_id, _seen_through(run_id, request[PRINCIPAL], upstream_hint(request)), thread_id)
 
 
 async def visible(
     run_id: str, principal: Principal, directory: Directory, hint: str | None, thread_id: str | None
 ) -> RunKey:
     """The run of this id, if there is one and this principal may see it: the one place that every route asks."""
+    return await directory.find(run_id, _seen_through(run_id, principal, hint), thread_id)
+
+
+def named_run(request: web.Request) -> tuple[str, str | None]:
+    """The run's id and its thread's, if that is named too. Raises InvalidRequest."""
+    run_id = checked_id("run_id", request.match_info["run_id"])
+    thread_id = request.match_info.get("thread_id") or request.query.get("thread_id")
+    if thread_id is not None:
+        checked_id("thread_id", thread_id)
+    return run_id, thread_id
+
+
+def _seen_through(run_id: str, principal: Principal, hint: str | None) -> str | None:
+    """The upstream this principal is to ask for a run, if one is named. Raises NotFound where it may not see the run."""
     if principal.run is None:
-        return await directory.find(run_id, hint, thread_id)
+        return hint
     # Asking on behalf of a token that is for another run must not tell whether this one exists.
     if principal.run.run_id != run_id:
         raise NotFound("no upstream knows this run")
-    return await directory.find(run_id, principal.run.upstream, thread_id)
+    return principal.run.upstream
 
 
 def coding_for(request: web.Request, options: DeliveryOptions) -> Coding | None:

@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from relay.delivery import connection as connections
-from relay.web import slim
+from relay.web.slim_connection import Connection
 from tests.support import upstream_faults as faults
 from tests.support.relay import RunningRelay, running
 from tests.support.upstream import ScriptedUpstream
@@ -40,18 +40,18 @@ async def unread(relay: RunningRelay, target: str, *, version: str = "1.1") -> A
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> list[slim.Connection]:
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
     """The connections of the slim listener."""
-    made: list[slim.Connection] = []
-    real = slim.Connection.connection_made
+    made: list[Connection] = []
+    real = Connection.connection_made
 
-    def noting(self: slim.Connection, transport: Any) -> None:
+    def noting(self: Connection, transport: Any) -> None:
         made.append(self)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         transport.set_write_buffer_limits(1 << 20)
         real(self, transport)
 
-    monkeypatch.setattr(slim.Connection, "connection_made", noting)
+    monkeypatch.setattr(Connection, "connection_made", noting)
     return made
 
 
@@ -61,7 +61,7 @@ async def until(fact: Any) -> None:
             await asyncio.sleep(0.01)
 
 
-async def answered(kept: list[slim.Connection]) -> None:
+async def answered(kept: list[Connection]) -> None:
     """The whole answer is written, and some of it not sent."""
     await until(lambda: kept and kept[-1] in kept[-1]._slim.deadlines and kept[-1].backlog)
 
@@ -71,7 +71,7 @@ def large(upstream: ScriptedUpstream) -> str:
 
 
 async def test_the_rest_of_an_answer_is_sent_to_who_takes_it_however_long_it_takes(
-    upstream: ScriptedUpstream, redis_url: str, kept: list[slim.Connection]
+    upstream: ScriptedUpstream, redis_url: str, kept: list[Connection]
 ) -> None:
     async with running(upstream.url, redis_url) as relay, unread(relay, large(upstream)) as raw:
         await raw.until(b"id: 1\n")
@@ -93,7 +93,7 @@ async def test_the_rest_of_an_answer_is_sent_to_who_takes_it_however_long_it_tak
 
 
 async def test_at_the_end_of_the_process_the_rest_of_an_answer_is_still_sent(
-    upstream: ScriptedUpstream, redis_url: str, kept: list[slim.Connection]
+    upstream: ScriptedUpstream, redis_url: str, kept: list[Connection]
 ) -> None:
     drain = {"window_s": 0.1, "close_s": 6.0}
     async with running(upstream.url, redis_url, drain=drain) as relay, unread(relay, large(upstream)) as raw:
@@ -108,7 +108,7 @@ async def test_at_the_end_of_the_process_the_rest_of_an_answer_is_still_sent(
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 async def test_who_takes_nothing_any_more_is_not_kept(
-    upstream: ScriptedUpstream, redis_url: str, kept: list[slim.Connection], monkeypatch: pytest.MonkeyPatch,
+    upstream: ScriptedUpstream, redis_url: str, kept: list[Connection], monkeypatch: pytest.MonkeyPatch,
     version: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(connections, "TAKING_S", 0.2)

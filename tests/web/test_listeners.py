@@ -23,10 +23,11 @@ import uvloop
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from relay.web import door, routes, slim
+from relay.web import door, routes, slim, slim_connection
 from relay.web.faces.mounts import Mounts
 from relay.web.faces.routes import mounted
 from relay.web.options import LimitOptions
+from relay.web.slim_connection import Connection
 from tests.support.needs import missing
 from tests.support.relay import RunningRelay, running
 from tests.support.upstream import ScriptedUpstream
@@ -49,10 +50,10 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     paths: list[str] = []
     real = slim.Slim.request
 
-    def noting(self: slim.Slim, connection: slim.Connection, head: bytes) -> Any:
+    def noting(self: slim.Slim, connection: Connection, head: bytes) -> Any:
         found = real(self, connection, head)
         if found is not None:
-            paths.append(found[0].path_qs)
+            paths.append(found[0].raw_path)
         return found
 
     monkeypatch.setattr(slim.Slim, "request", noting)
@@ -239,16 +240,15 @@ async def test_both_find_the_same_route_behind_the_same_door(root: str) -> None:
     assert {route.path.rpartition("/")[2] for route in streams} == {"events", "attach", "stream"}
     for route in streams:
         path = re.sub(r"\{\w+(:[^{}]*)?\}", "an_ID-1", route.path)
-        found = listener.request(slim.Connection(listener, asyncio.get_running_loop()), request(f"{path}?a=b"))
+        found = listener.request(Connection(listener, asyncio.get_running_loop()), request(f"{path}?a=b"))
         assert found is not None, path
-        asked, endpoint = found
+        asked, its_route = found
         theirs = await app.router.resolve(make_mocked_request("GET", path))
-        assert asked.match_info.route is theirs.route
+        assert its_route is app[door.DOOR].known[theirs.route]
         assert dict(asked.match_info) == dict(theirs)
-        assert endpoint is app[door.DOOR].known[theirs.route].endpoint
         for stranger in ("an.ID", "a%2Fb", "", "a" * 129, "a b", "é"):
             other = request(re.sub(r"\{\w+(:[^{}]*)?\}", stranger, route.path))
-            assert listener.request(slim.Connection(listener, asyncio.get_running_loop()), other) is None
+            assert listener.request(Connection(listener, asyncio.get_running_loop()), other) is None
 
 
 # --- one connection, many requests -----------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ async def test_a_head_that_never_ends_is_given_up(upstream: ScriptedUpstream, re
 async def test_a_connection_that_asks_for_nothing_is_closed(
     upstream: ScriptedUpstream, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slim, "IDLE_S", 0.3)
+    monkeypatch.setattr(slim_connection, "IDLE_S", 0.3)
     async with sealed_run(upstream, redis_url) as (relay, run_id):
         async with connection(relay.url) as raw:
             assert await raw.rest() == b""
