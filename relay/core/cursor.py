@@ -30,11 +30,9 @@ def seq_of(field: str, text: str | None) -> int:
 
 def cursor_of(query: Mapping[str, str], headers: Mapping[str, str]) -> int:
     """The last seq this reader has seen."""
-    return max(
-        seq_of("after_seq", query.get("after_seq")),
-        seq_of(RESUMED, query.get(RESUMED)),
-        seq_of("Last-Event-ID", headers.get("Last-Event-ID")),
-    )
+    asked = max(seq_of("after_seq", query.get("after_seq")), seq_of(RESUMED, query.get(RESUMED))) if query else 0
+    said = headers.get("Last-Event-ID")
+    return max(asked, seq_of("Last-Event-ID", said)) if said else asked
 
 
 def came_back(query: Mapping[str, str], headers: Mapping[str, str]) -> bool:

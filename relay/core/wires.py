@@ -87,9 +87,12 @@ class Wire:
     """HTTP/1.1 chunk framing around each write."""
     key: int = field(init=False, repr=False, compare=False)
     """Stands for this wire in the keys of what is remembered: an int costs no Python call to hash."""
+    ping: bytes = field(init=False, repr=False, compare=False)
+    """Ends a silence; no client takes it for an event."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", _FORMS.index(self.form) * 2 + self.chunked)
+        object.__setattr__(self, "ping", self.wrap(self.unframed_ping))
 
     def events(self, events: Sequence[Event]) -> bytes:
         """All of them joined, ready to be written; empty bytes for none."""
@@ -99,11 +102,6 @@ class Wire:
 
     def notice(self, notice: Notice) -> bytes:
         return self.wrap(_NOTICE[self.form](notice))
-
-    @property
-    def ping(self) -> bytes:
-        """Ends a silence; no client takes it for an event."""
-        return self.wrap(self.unframed_ping)
 
     @property
     def unframed_ping(self) -> bytes:

@@ -192,4 +192,4 @@ def _covers(wildcard: str, kind: str) -> bool:
 
 def _nothing_left(request: web.Request, topic: Topic, cursor: int) -> bool:
     """An EventSource that comes back after the end: only a 204 stops it."""
-    return came_back(request.query, request.headers) and topic.sealed and cursor >= topic.state.last_seq
+    return topic.sealed and cursor >= topic.state.last_seq and came_back(request.query, request.headers)
