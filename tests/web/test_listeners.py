@@ -12,6 +12,7 @@ import re
 import shutil
 import ssl
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -23,6 +24,8 @@ import uvloop
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
+from relay.core.hold import Hold
+from relay.core.ids import RunKey
 from relay.web import door, routes, slim, slim_connection
 from relay.web.faces.mounts import Mounts
 from relay.web.faces.routes import mounted
@@ -192,12 +195,17 @@ def others(run_id: str) -> Iterator[bytes]:
     yield b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64) + b"\r\n\r\n"  # TLS, spoken to a plain port
 
 
-async def compared(redis_url: str, requests: Callable[[str], Iterator[bytes]], took: Callable[[], int]) -> None:
+async def compared(
+    redis_url: str, requests: Callable[[str], Iterator[bytes]], took: Callable[[], int], *, watched: bool = False
+) -> None:
+    """`watched`: somebody watches the run all the time, so that most of it is answered at once."""
     async with ScriptedUpstream(token="upstream-secret") as upstream:
         run_id = upstream.add_run(WHOLE)
         async with running(upstream.url, redis_url, **SECTIONS) as relay:
             sealed = await fetch(relay.url, RUN.format(run_id), bearer(KEY))
             assert notices(sealed.body, "relay.end")
+            if watched:
+                await events_of(relay)._hub.open(RunKey("main", run_id), Hold())
             for one in requests(run_id):
                 before = took()
                 fresh, kept = await both(relay, one)
@@ -211,6 +219,34 @@ async def compared(redis_url: str, requests: Callable[[str], Iterator[bytes]], t
 @pytest.mark.parametrize("loop", LOOPS)
 def test_what_the_slim_listener_answers_is_what_aiohttp_would(redis_url: str, taken: list[str], loop: str) -> None:
     LOOPS[loop](compared(redis_url, plain, lambda: len(taken)))
+
+
+def events_of(relay: RunningRelay) -> Any:
+    """The endpoint of the native face."""
+    known = relay.app._public[0]._runner.app[door.DOOR].known  # type: ignore[attr-defined]
+    return next(route for route in known.values() if route.name == "events").endpoint.__self__
+
+
+def test_and_so_is_what_it_answers_at_once(redis_url: str, taken: list[str]) -> None:
+    uvloop.run(compared(redis_url, plain, lambda: len(taken), watched=True))
+
+
+async def test_who_comes_to_a_run_that_is_watched_needs_no_task(
+    upstream: ScriptedUpstream, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = upstream.add_run([STARTED, *[("message.delta", {"content_delta": "x"})] * 20])
+    async with running(upstream.url, redis_url) as relay, connection(relay.url) as first, connection(relay.url) as raw:
+        await first.send(request(RUN.format(run_id)))
+        await first.until(b"id: 21\n")
+        started: list[Any] = []
+        shared = relay.app._public[0]._runner.server.slim  # type: ignore[attr-defined]
+        monkeypatch.setattr(shared, "spawn", started.append)
+        await raw.send(request(f"{RUN.format(run_id)}?after_seq=7"))
+        await raw.until(b"id: 21\n")
+        upstream.append(run_id, "run.note", {})
+        await raw.until(b"id: 22\n")
+        assert [event["seq"] for event in events(raw.body)] == list(range(8, 23))
+        assert not started
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -388,6 +424,38 @@ async def test_a_head_that_never_ends_is_given_up(upstream: ScriptedUpstream, re
                 except ConnectionError:
                     break
         assert raw.data == b""
+
+
+async def test_a_later_head_that_never_ends_is_given_up_too(upstream: ScriptedUpstream, redis_url: str) -> None:
+    """On a connection that is aiohttp's by now."""
+    async with running(upstream.url, redis_url, limits={"head_s": 0.5}) as relay, owned_by_aiohttp(relay) as raw:
+        await raw.send(b"GET /ui HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        ended = asyncio.ensure_future(raw.rest())
+        while not ended.done():
+            await asyncio.sleep(0.1)
+            try:
+                await raw.send(b"X-A: b\r\n")
+            except ConnectionError:
+                break
+        await ended
+        assert raw.data == b""
+
+
+async def test_a_stream_is_not_cut_for_the_beginning_of_the_next_head(
+    upstream: ScriptedUpstream, redis_url: str
+) -> None:
+    run_id = upstream.add_run([STARTED])
+    async with running(upstream.url, redis_url, limits={"head_s": 0.2}) as relay, owned_by_aiohttp(relay) as raw:
+        await raw.send(request(RUN.format(run_id)))
+        await raw.send(b"GET /ui HTTP/1.1\r\n")
+        began = time.monotonic()
+        seq = 1
+        while time.monotonic() < began + 0.6:
+            await raw.until(b"id: %d\n" % seq)
+            await raw.send(b"X-A: b\r\n")
+            upstream.append(run_id, "run.note", {})
+            seq += 1
+        await raw.until(b"id: %d\n" % seq)
 
 
 async def test_a_connection_that_asks_for_nothing_is_closed(
