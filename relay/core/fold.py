@@ -17,11 +17,10 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from relay.core.deltas import DELTAS
 from relay.core.events import FINAL_STATUS, MOVING_STATUS, TERMINAL, Event, decode
 from relay.core.filters import Types
 from relay.core.folded import KEY, SHOWN, Call, Message, object_of, objects_of
-from relay.core.said import Said
+from relay.core.said import TEXTS, Said, Spoken
 from relay.core.text import Text
 
 STATE_BYTES: Final = 2_097_152
@@ -45,8 +44,8 @@ class Fold:
         self._parts: dict[tuple[Any, ...], Message] = {}
         self._open: Message | None = None
         """The message the next delta may go on with; those with a `part` are found by it."""
-        self._last: tuple[str, dict[str, Any], Message] | None = None
-        """Where the text of the last delta went: deltas that differ in nothing else need not be looked at closely."""
+        self._last: tuple[str, object, Message] | None = None
+        """Where the text of the last delta went: one with the same place need not be looked at closely."""
         self._calls: dict[str | int, Call] = {}
         self._asked: dict[str, Any] | None = None
         self._usage: Raw | None = None
@@ -68,12 +67,11 @@ class Fold:
         self.as_of_seq = event.seq
         if self.status == "queued":
             self.status = "running"
-        tell = _TELL.get(event.type)
-        if tell is not None:
-            said = Said(event)
-            tell(self, said)
-            if event.type not in DELTAS or event.type == "tool.call.delta":
-                self._open = self._last = None
+        if event.type in TEXTS:
+            self._on_delta(Spoken(event))
+        elif (tell := _TELL.get(event.type)) is not None:
+            tell(self, Said(event))
+            self._open = self._last = None
 
     def skip(self, upto: int) -> None:
         """Events up to here cannot be had: whatever they said is missing."""
@@ -84,17 +82,15 @@ class Fold:
             self.status = "running"
 
     # --- text -------------------------------------------------------------------------------------------------------
-    def _on_delta(self, said: Said) -> None:
-        texts = [said.data.pop(name, "") for name in DELTAS[said.type]]
-        text = texts[0] or texts[-1]
-        if not text or not isinstance(text, str):
+    def _on_delta(self, said: Spoken) -> None:
+        text, last = said.text, self._last
+        if not text:
             return
-        last = self._last
-        if last is None or last[0] != said.type or last[1] != said.data:
-            last = self._last = (said.type, said.data, self._message(said))
-        self._grow(last[2], last[2].text, text, said)
+        if last is None or last[0] != said.type or last[1] != said.place:
+            last = self._last = (said.type, said.place, self._message(said))
+        self._grow(last[2], last[2].text, text, said.seq)
 
-    def _message(self, said: Said) -> Message:
+    def _message(self, said: Spoken) -> Message:
         """What a delta's text belongs to: its part, else what was said just before, else something new."""
         place = {name: value for name in SHOWN if (value := said.plain(name)) is not None}
         key = (said.type, *[place.get(name) for name in KEY])
@@ -119,10 +115,10 @@ class Fold:
                 self._weight -= message.text.kept
                 message.text, message.seq = Text(), said.seq
 
-    def _grow(self, entry: Message | Call, grown: Text, text: str, said: Said) -> None:
+    def _grow(self, entry: Message | Call, grown: Text, text: str, seq: int) -> None:
         before = grown.kept
         grown.add(text)
-        entry.seq = said.seq
+        entry.seq = seq
         self._weight += grown.kept - before
         if self._weight > STATE_BYTES:
             self._leave_out(entry)
@@ -134,7 +130,7 @@ class Fold:
         call = self._call(said.word("tool_call_id", "id") or (index if isinstance(index, int) else 0), said)
         call.name = call.name or said.word("tool_name", "name")
         if call.state == "streaming" and text:
-            self._grow(call, call.streamed, text, said)
+            self._grow(call, call.streamed, text, said.seq)
 
     def _on_call(self, said: Said) -> None:
         call = self._called(said)
@@ -284,7 +280,6 @@ def _restored(fold: Fold, raw: dict[str, Raw]) -> Fold:
 
 
 _TELL: Final[dict[str, Callable[[Fold, Said], None]]] = {
-    **dict.fromkeys(DELTAS, Fold._on_delta),
     **dict.fromkeys((*FINAL_STATUS, *MOVING_STATUS), Fold._on_run),
     **dict.fromkeys(_LATEST, Fold._on_latest),
     "message.reset": Fold._on_message_reset,

@@ -1,4 +1,8 @@
-"""One native event, read leniently for a fold: `data` is the upstream's own, whatever it holds."""
+"""One native event, read leniently for a fold: `data` is the upstream's own, whatever it holds.
+
+Most of a run are deltas of text, and a fold wants little of them: their text and what that belongs to (`Spoken`). All
+else of such an event is passed over without becoming an object.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,22 @@ from msgspec import Raw
 
 from relay.core.deltas import DELTAS
 from relay.core.events import Event, decode, encode
+from relay.core.folded import SHOWN
 
 VALUE_BYTES: Final = 262_144
 """Largest value (arguments, a result, what an end says) that is kept whole."""
+
+
+TEXTS: Final = {kind: fields for kind, fields in DELTAS.items() if kind != "tool.call.delta"}
+"""Deltas whose text goes to a message, and its fields."""
+_FIELDS: Final = frozenset(field for fields in TEXTS.values() for field in fields)
+_Piece: Any = msgspec.defstruct(
+    "_Piece", [*((name, Any, None) for name in SHOWN), *((name, Any, "") for name in _FIELDS)]
+)
+"""All of a delta's `data` that a fold looks at."""
+_Delta: Any = msgspec.defstruct(
+    "_Delta", [("data", _Piece, msgspec.field(default_factory=_Piece)), ("seq_from", int, 0)]
+)
 
 
 class _Plain(msgspec.Struct):
@@ -23,8 +40,38 @@ class _Written(msgspec.Struct):
     data: dict[str, Raw] = {}
 
 
+_DELTA: Final = msgspec.json.Decoder(_Delta)
 _PLAIN: Final = msgspec.json.Decoder(_Plain)
 _WRITTEN: Final = msgspec.json.Decoder(_Written)
+
+
+class Spoken:
+    """A delta of text. Two with equal `place` belong together."""
+
+    __slots__ = ("place", "seq", "seq_from", "text", "type")
+
+    def __init__(self, event: Event) -> None:
+        self.seq = self.seq_from = event.seq
+        self.type = event.type
+        try:
+            body = _DELTA.decode(event.json)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            plain = _leniently(event.json)
+            wanted = {name: value for name, value in plain.data.items() if name in _Piece.__struct_fields__}
+            body = _Delta(_Piece(**wanted), plain.seq_from)
+        data = self.place = body.data
+        text = ""
+        for name in TEXTS[event.type]:
+            text = text or getattr(data, name)
+            setattr(data, name, "")
+        self.text = text if isinstance(text, str) else ""
+        if 0 < body.seq_from < self.seq:
+            self.seq_from = body.seq_from
+
+    def plain(self, name: str) -> str | float | None:
+        """A field that may name something: a text or a number."""
+        value = getattr(self.place, name)
+        return value if isinstance(value, str | int | float) else None
 
 
 class Said:

@@ -27,6 +27,8 @@ _TIMES: Final = 2
 """... so many times its own size: what is written of folds is at most half of what is written of events."""
 _ROWS: Final = 1024
 """Most events that are left unfolded for long, whatever their size."""
+_SLICE: Final = 128
+"""So many are read and folded in one turn of the loop: half a millisecond, for which live viewers wait."""
 
 
 class _Known:
@@ -93,7 +95,7 @@ class Folds:
         """Everything durable, onto the stored fold; nothing if that cannot be read, or the log lost its head before."""
         fold, generation, rows, size = Fold(), 1, 0, 0
         while True:
-            found = await self._log.folded(known.lease.key, fold.as_of_seq)
+            found = await self._log.folded(known.lease.key, fold.as_of_seq, _SLICE)
             generation = found.generation
             if fold.as_of_seq < generation - 1:
                 fold = Fold(generation - 1)

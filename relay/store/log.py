@@ -427,13 +427,13 @@ class Log:
             self._odd(self.keys.run(key), "behind", error)
             return None
 
-    async def folded(self, key: RunKey, known: int) -> Folded:
+    async def folded(self, key: RunKey, known: int, most: int = _FOLDED_ROWS) -> Folded:
         """The run's stored fold, unless a reader who has all up to `known` needs none, and events behind it.
 
-        As many as an owner leaves unfolded (relay.ingest.folds) come in one call, and about a megabyte.
+        As many as an owner leaves unfolded (relay.ingest.folds) come in one call, and about a megabyte; or about `most`.
         """
         keys = (self.keys.run(key), self.keys.log(key))
-        script = ScriptCall(self._store.scripts["folded"], keys, (known, _FOLDED_ROWS, _FOLDED_BYTES))
+        script = ScriptCall(self._store.scripts["folded"], keys, (known, most, _FOLDED_BYTES))
         generation, floor, fold, rows, more = (await self._call("folded", [script]))[0]
         return Folded(int(generation), int(floor), bytes(fold), _events(rows), more=bool(more))
 

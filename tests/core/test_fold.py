@@ -180,6 +180,20 @@ def test_messages_stand_by_role_and_channel_in_the_order_they_were_said() -> Non
     assert out["status"] == "running"
 
 
+@pytest.mark.parametrize("mark", [{"t": 7}, {"t": "\ud800"}, {"content": {"no": "text"}}, {"role": ["odd"]}])
+def test_what_says_nothing_of_a_texts_place_parts_no_text(mark: dict[str, Any]) -> None:
+    """Each delta is read by another road: as usual, and leniently where JSON is more than the fast reader takes."""
+    said = [
+        ("message.delta", {"content_delta": "one", "at": 1}),
+        ("message.delta", {"content_delta": "two"} | mark),
+        ("message.delta", {"content_delta": "three", "at": [2]}),
+    ]
+    events = [Event(seq, kind, json.dumps({"data": data}).encode()) for seq, (kind, data) in enumerate(said, 1)]
+    (message,) = Fold().extend(events).data()["messages"]
+    text = "onethree" if "content" in mark else "onetwothree"  # what is no text says nothing
+    assert (decode(bytes(message["text"])), message["seq_from"], message["seq"]) == (text, 1, 3)
+
+
 def test_text_with_a_part_belongs_together_wherever_it_comes_and_a_reset_forgets_it() -> None:
     said = [
         ("message.delta", {"role": "assistant", "part": "0", "content": "one"}),
