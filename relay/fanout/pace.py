@@ -49,7 +49,7 @@ class Pace:
         self._gap, self._began = now - self._began, now
         self._asked = False
         self._flush()
-        # Not now: uvloop sends what was written when this turn of the loop ends, and that is the larger part of the cost.
+        # Not now: a loop may send what was written only when this turn ends, and that is the larger part of the cost.
         self._loop.call_soon(self._learn)
 
     def _learn(self) -> None:

@@ -214,6 +214,38 @@ async def test_readers_at_one_place_are_written_the_very_same_bytes_object() -> 
     await world.until(lambda: all(reader.task.done() for reader in world.readers))
 
 
+@pytest.mark.parametrize("broken", [{0}, {4}, {0, 1}, {1, 3, 4}, set(range(5))])
+async def test_whoever_of_a_crowd_raises_is_the_one_that_is_cut(broken: set[int]) -> None:
+    world = World()
+    for _ in range(5):
+        world.join(0, 10_000, 0)
+    asked = [0] * 5
+
+    def writing(number: int, write: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        def written(data: bytes) -> None:
+            asked[number] += 1
+            if number in broken:
+                raise RuntimeError("no transport")
+            write(data)
+
+        return written
+
+    for number, reader in enumerate(world.readers):
+        reader.stream.write = writing(number, reader.stream.write)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    world.publish(2)
+    await world.until(lambda: all(asked))
+    world.publish(2)
+    await world.until(lambda: all(count == 2 for number, count in enumerate(asked) if number not in broken))
+    assert [reader.seqs for reader in world.readers] == [[] if n in broken else [1, 2, 3, 4] for n in range(5)]
+    assert [reader.connection.closing for reader in world.readers] == [n in broken for n in range(5)]
+    assert [count for number, count in enumerate(asked) if number in broken] == [1] * len(broken)
+    for reader in world.readers:
+        reader.connection.leaves()
+    await world.until(lambda: all(reader.task.done() for reader in world.readers))
+
+
 @pytest.mark.parametrize("error", [RuntimeError("no transport"), OSError(9, "bad"), MemoryError()])
 async def test_one_whose_write_raises_is_cut_and_the_others_get_their_bytes(error: Exception) -> None:
     world = World()
