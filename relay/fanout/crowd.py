@@ -39,7 +39,7 @@ class Member(Protocol):
 
 
 class Crowd:
-    __slots__ = ("_delivered", "front", "key", "members", "pace_s", "told", "written", "written_at")
+    __slots__ = ("_delivered", "_line", "front", "key", "members", "pace_s", "told", "written", "written_at")
 
     def __init__(self, key: Hashable, front: Subscription) -> None:
         self.key = key
@@ -48,6 +48,9 @@ class Crowd:
         self.pace_s = front.pace_s
         """It is flushed no more often than this; 0: whenever there is something new."""
         self.members: dict[Member, Callable[[bytes], None]] = {}
+        """Change it by `add` and `drop`."""
+        self._line: tuple[tuple[Member, ...], tuple[Callable[[bytes], None], ...]] | None = None
+        """The members and their writes side by side, until somebody comes or goes."""
         self.written = 0
         """Bytes ever written to one who was here all the time."""
         self.written_at = 0.0
@@ -75,7 +78,8 @@ class Crowd:
         return self.front.waiting
 
     def _write(self, data: bytes) -> None:
-        members, writes = tuple(self.members), iter(tuple(self.members.values()))
+        line = self._line = self._line or (tuple(self.members), tuple(self.members.values()))
+        members, writes = line[0], iter(line[1])
         while True:
             try:
                 deque(map(call, writes, repeat(data)), maxlen=0)  # the loop is C's: a fifth less than Python's own
@@ -84,13 +88,22 @@ class Crowd:
                 telemetry.logger().warning("viewer.cut", error=repr(error))
                 members[len(members) - length_hint(writes) - 1].cut()
 
+    def add(self, member: Member) -> None:
+        self.members[member] = member.write
+        self._line = None
+
+    def drop(self, member: Member) -> None:
+        self.members.pop(member, None)
+        self._line = None
+
     def dismiss(self) -> None:
         for member in tuple(self.members):
             member.dismissed()
 
     def join(self, other: Crowd) -> None:
         """Become part of another crowd that stands where this one does."""
-        for member, write in self.members.items():
-            other.members[member] = write
+        other.members |= self.members
+        other._line = self._line = None
+        for member in self.members:
             member.moved(other)
         self.members = {}

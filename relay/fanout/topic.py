@@ -160,11 +160,11 @@ class Topic:
         crowd = self.crowds.get(key)
         if crowd is None:
             crowd = self.crowds[key] = Crowd(key, copy.copy(sub))
-        crowd.members[member] = member.write
+        crowd.add(member)
         return crowd
 
     def leave(self, crowd: Crowd, member: Member) -> None:
-        crowd.members.pop(member, None)
+        crowd.drop(member)
         if not crowd.members and self.crowds.get(crowd.key) is crowd:
             del self.crowds[crowd.key]
 
