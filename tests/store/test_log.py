@@ -16,7 +16,7 @@ from relay.core.ids import RunKey
 from relay.store.bells import Bells
 from relay.store.embedded import EmbeddedServer
 from relay.store.keys import Keys
-from relay.store.log import Append, Claim, Lease, Log, Seen
+from relay.store.log import Append, Claim, Lease, Log, LogState, Seen
 from relay.store.options import RedisOptions, RetentionOptions
 from relay.store.redis import Store
 
@@ -45,6 +45,11 @@ class Bench:
 
     async def append(self, lease: Lease, prev: int, *seqs: int, **fields: str) -> Exception | None:
         return (await self.one.append([Append(lease, prev, events(*seqs), fields)]))[0]
+
+    async def state(self, key: RunKey = KEY) -> LogState:
+        state = (await self.one.states([key]))[0]
+        assert state is not None
+        return state
 
     async def seqs(self, key: RunKey = KEY) -> list[int]:
         return [event.seq for event in (await self.one.read([(key, 0, 1000)]))[0]]
@@ -248,6 +253,39 @@ async def test_a_log_beyond_its_cap_says_where_it_begins(redis_url: str) -> None
     assert 200 <= len(kept) < 400
     await bench.store.close()
     bench.raw.close()
+
+
+async def test_a_log_that_grows_one_by_one_stays_near_its_cap(redis_url: str) -> None:
+    bench = await _bench(redis_url, retention=RetentionOptions(live_events=200))
+    lease = await bench.owned()
+    for seq in range(1, 801):
+        assert await bench.append(lease, seq - 1, seq) is None
+        assert bench.raw.xlen(bench.one.keys.log(KEY)) <= 200 + 100 + 64  # Redis trims whole nodes of a hundred
+    assert await bench.seqs() == list(range((await bench.state()).floor + 1, 801))
+    await bench.store.close()
+    bench.raw.close()
+
+
+async def test_all_that_rides_with_an_append_is_noted(bench: Bench) -> None:
+    """More than Lua can take as the arguments of one call."""
+    lease = await bench.owned()
+    fields = {f"ingest_cursor:{i}": str(i) for i in range(9_000)}
+    assert await bench.append(lease, 0, 1, **fields) is None
+    noted = bench.raw.hgetall(bench.one.keys.run(KEY))
+    assert {name.encode(): value.encode() for name, value in fields.items()}.items() <= noted.items()
+    assert noted[b"last_seq"] == b"1"
+
+
+async def test_a_log_has_its_time_from_its_first_event_and_anew_with_every_renewal(bench: Bench) -> None:
+    lease = await bench.owned()
+    log, run = bench.one.keys.log(KEY), bench.one.keys.run(KEY)
+    await bench.append(lease, 0, 1)
+    assert 86_000_000 < bench.raw.pttl(log) <= 86_400_000
+    for key in (log, run):
+        bench.raw.pexpire(key, 50_000)
+    assert await bench.append(lease, 1, 2) is None
+    assert (await bench.one.renew([(lease, 2)]))[KEY] is None
+    assert all(86_000_000 < bench.raw.pttl(key) <= 86_400_000 for key in (log, run))
 
 
 async def test_nothing_is_kept_for_ever(bench: Bench) -> None:
