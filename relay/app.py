@@ -119,6 +119,7 @@ class App:
             )
             hub = Hub(self._store, self._log, ingestor, self.settings.fanout)
             ingestor.shown = hub.shown
+            ingestor.tells(hub.durable)
             health = self.health = Health(self._store, hub, ingestor, self._pulse, lambda: masked(self.settings))
             admit = Admit(self.settings.server, self.settings.auth, self._tokens)
             if self._listeners is None:

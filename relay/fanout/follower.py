@@ -55,6 +55,20 @@ class Follower:
             self._stateful.discard(topic)
             self._bells.remove(channel)
 
+    def durable(self, key: RunKey, prev: int, events: Sequence[Event]) -> None:
+        """What was written here behind `prev` is what a read behind `prev` would bring: it need not be read back.
+
+        Only if it is what comes next, and nothing else is to be found out. In all other cases its bell has it read.
+        """
+        topic = self._topics.get(key)
+        if topic is None or topic.last_seq != prev or not topic.ready.is_set() or _steps(topic, events, prev):
+            return
+        if not "".join([event.type for event in events]).isascii():  # Redis may have kept another spelling
+            return
+        self._publish_to(topic, events)
+        if topic not in self._stateful:
+            self._rung.pop(topic, None)
+
     async def refresh(self, topic: Topic) -> None:
         """Learn now where the log stands, instead of at the next bell."""
         await self._check([topic])
@@ -78,10 +92,16 @@ class Follower:
             return
         if payload == b"released":
             self._orphaned(topic.key)  # its owner let go: whoever follows it is the first to know
-        # Just subscribed: from now on nothing can be missed, so this is the moment to look where the log stands.
-        # A bell without a new event says that something else of the run has changed (`primed`, its status).
-        silent = payload in (None, b"sealed") or payload == b"%d" % topic.last_seq
-        self._ring(topic, state=silent or not topic.ready.is_set())
+        if payload is None or not payload.isdigit() or not topic.ready.is_set():
+            # Just subscribed: from now on nothing can be missed, so this is the moment to look where the log stands.
+            self._ring(topic, state=True)
+            return
+        seq, before = int(payload), topic.bell
+        topic.bell = seq
+        if seq == before:  # without a new event: something else of the run has changed (`primed`, its status)
+            self._ring(topic, state=True)
+        elif seq > topic.last_seq:
+            self._ring(topic, state=False)
 
     def _ring(self, topic: Topic, *, state: bool) -> None:
         if state:
@@ -93,6 +113,7 @@ class Follower:
     async def _read_for_ever(self) -> None:
         while True:
             await self._work.wait()
+            await asyncio.sleep(0)  # the answer to an append of our own may come a moment behind its bell
             batch = {topic: self._rung.pop(topic) for topic in list(self._rung)[:_BATCH]}
             if not self._rung:
                 self._work.clear()
@@ -124,10 +145,13 @@ class Follower:
                 pages[i] = list(await self._across(topic, wanted[i][2]))
         telemetry.FOLLOW_LAG.observe(time.monotonic() - min([since[topic] for topic in topics]))
         for topic, (_, _, most), events in zip(topics, wanted, pages, strict=True):
-            if topic.publish(events) and not topic.state.last_seq:  # followed before there was a log: which one is it?
-                self._ring(topic, state=True)
+            self._publish_to(topic, events)
             if len(events) == most and self._topics.get(topic.key) is topic:
                 self._ring(topic, state=False)
+
+    def _publish_to(self, topic: Topic, events: Sequence[Event]) -> None:
+        if topic.publish(events) and not topic.state.last_seq:  # followed before there was a log: which one is it?
+            self._ring(topic, state=True)
 
     async def _across(self, topic: Topic, most: int) -> Sequence[Event]:
         """A step: the upstream's own hole, or a head trimmed before we read it? A window has none but the former."""

@@ -7,13 +7,14 @@ the memory of all windows together.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Protocol
 
 from relay import telemetry
 from relay.core.errors import StoreUnavailable
+from relay.core.events import Event
 from relay.core.faces import Fold
 from relay.core.filters import Types
 from relay.core.hold import Hold
@@ -77,6 +78,10 @@ class Hub:
         """What was shown of a run to readers here; nothing of one that nobody watches."""
         topic = self._topics.get(key)
         return topic.seen if topic is not None and topic.ready.is_set() else Seen()
+
+    def durable(self, key: RunKey, prev: int, events: Sequence[Event]) -> None:
+        """This process has written these behind `prev`, and Redis has confirmed it. Never raises."""
+        self._follower.durable(key, prev, events)
 
     def describe(self) -> list[dict[str, Any]]:
         """Every watched run, for people."""

@@ -44,6 +44,7 @@ class Topic:
         "_pace",
         "_refresh",
         "_waiting",
+        "bell",
         "crowds",
         "fold",
         "folding",
@@ -86,6 +87,8 @@ class Topic:
         self.unreachable: dict[int, float] = {}
         """Cursors behind which the log was trimmed and nothing was fetched yet, and until when (monotonic) that is taken
         for still true: a crowd that waits at one cursor asks once. Void as soon as something is fetched."""
+        self.bell = -1
+        """The seq that its bell told last."""
         self.mean_bytes = UNSEEN_BYTES
         """About how large an event of this run is; decides how many are read at once."""
         self._limit = limit
@@ -112,6 +115,7 @@ class Topic:
         """The log's position at the moment the bell was first heard; what lies before is read from the log."""
         self.state = state
         self.window = Window(state.last_seq)
+        self.bell = state.last_seq
         self.ready.set()
 
     def restart(self, floor: int) -> None:

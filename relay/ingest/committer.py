@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from relay import telemetry
 from relay.core.errors import LeaseLost, LogMoved
+from relay.core.events import Event
+from relay.core.ids import RunKey
 from relay.store.log import Append, Log
 
 _RUNS: Final = 256
@@ -24,6 +26,7 @@ _BYTES: Final = 4 * 1_048_576
 _GATHER_S: Final = 0.002
 
 Told = Callable[[Exception | None], None]
+Durable = Callable[[RunKey, int, Sequence[Event]], None]
 
 
 class Waiting:
@@ -41,6 +44,8 @@ class Waiting:
 
 class Committer:
     def __init__(self, log: Log) -> None:
+        self.durable: Durable = lambda key, prev, events: None
+        """Called with what Redis has confirmed: a run, the seq it was written behind, and its events. Must not raise."""
         self._log = log
         self._waiting: deque[Waiting] = deque()
         self._some = asyncio.Event()
@@ -101,7 +106,11 @@ class Committer:
         except Exception as error:  # whatever it was, it belongs to those who wait: they must never wait for ever
             answers = [error] * len(batch)
         _count(batch, answers)
+        durable = self.durable
         for waiting, answer in zip(batch, answers, strict=True):
+            append = waiting.append
+            if answer is None and append.events:
+                durable(append.lease.key, append.prev, append.events)
             if not waiting.withdrawn:
                 waiting.told(answer)
 

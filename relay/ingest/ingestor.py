@@ -25,7 +25,7 @@ from relay.core.errors import LeaseLost, LogMoved, Overloaded, RelayError, Store
 from relay.core.ids import RunKey
 from relay.ingest.backfill import Backfills
 from relay.ingest.clocks import Clocks
-from relay.ingest.committer import Committer
+from relay.ingest.committer import Committer, Durable
 from relay.ingest.folds import Folds
 from relay.ingest.intake import Intake
 from relay.ingest.making import Making
@@ -96,6 +96,10 @@ class Ingestor:
         """Until then nothing is claimed that was not ours, whoever wants it: Redis came back, and its owners go first."""
         self._hold_until = 0.0
         """The same for orphans: the clock of Redis was set."""
+
+    def tells(self, durable: Durable) -> None:
+        """Who may have readers here of what is written here: it is told what is durable, and need not read it back."""
+        self._committer.durable = durable
 
     # --- what others ask for ----------------------------------------------------------------------------------------
     def watch(self, key: RunKey) -> None:

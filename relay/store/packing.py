@@ -21,7 +21,7 @@ def words(*values: str | bytes | int) -> bytes:
 
 
 def packed_append(head: bytes, prev: int, limits: bytes, fields: Mapping[str, str], events: Sequence[Event]) -> bytes:
-    """lua/append.lua. `head`: EVALSHA, the script, its keys, owner and fence. `limits`: live_ms and cap (0: not looked at)."""
+    """lua/append.lua. `head`: EVALSHA, the script, its keys, owner and fence. `limits`: live_ms and cap (0: no look)."""
     at = b"%d" % prev
     parts = [
         b"*%d\r\n" % (12 + 2 * len(fields) + 3 * len(events)), head, b"$%d\r\n%b\r\n" % (len(at), at), limits
