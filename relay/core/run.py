@@ -8,8 +8,9 @@ laws: the admitted seqs rise strictly; nothing already admitted is admitted agai
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from relay.core.events import FINAL_STATUS, MOVING_STATUS, TERMINAL, Draft, Event, decode, encode, is_final
 
@@ -24,16 +25,15 @@ class Step(NamedTuple):
     last: int
 
 
-@dataclass(slots=True)
-class Admission:
-    events: list[Event] = field(default_factory=list)
+class Admission(msgspec.Struct):
+    events: list[Event] = []
     repeats: int = 0
     """How many drafts carried a seq that was already admitted (the first one wins)."""
-    steps: list[Step] = field(default_factory=list)
+    steps: list[Step] = []
     """Steps that were accepted because this read was a confirming one."""
     unconfirmed: Step | None = None
     """A step that must be confirmed first; this and all later drafts were left out."""
-    turns: list[tuple[int, str]] = field(default_factory=list)
+    turns: list[tuple[int, str]] = []
     """Seqs whose events changed the run's status, and what it is from there on."""
 
 

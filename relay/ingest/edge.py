@@ -49,6 +49,7 @@ class Edge:
         self._durable = durable
         self._waiting: list[Event] = []
         self._size = 0
+        """Bytes of what waits for the append under way."""
         self._under_way: Waiting | None = None
         self._stopped = False
         self._error: Exception | None = None
@@ -100,11 +101,12 @@ class Edge:
     def _accept(self, admission: Admission) -> None:
         if admission.events:
             self._waiting += admission.events
-            self._size += sum([len(event.json) for event in admission.events])
             if self._under_way is None:
                 self._send()
-            elif self._size > _WAITING_BYTES:
-                self._tap.hold()
+            else:
+                self._size += sum([len(event.json) for event in admission.events])
+                if self._size > _WAITING_BYTES:
+                    self._tap.hold()
         if admission.unconfirmed is not None:
             self.step = True
             self._tap.hold()

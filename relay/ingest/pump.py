@@ -279,7 +279,8 @@ class Pump(Tenure):
         """Admit, and note what that says of the run."""
         prev, was_ended = self._run.last_seq, self._run.ended
         admission = self._run.admit(drafts, confirming=confirming)
-        self._count(admission)
+        if admission.repeats or admission.steps or admission.unconfirmed is not None:
+            self._count(admission)
         self._turns += admission.turns
         if not self._run.contiguous:
             self._fields["contiguous"] = "0"
@@ -290,15 +291,15 @@ class Pump(Tenure):
             self._doubt_at = now + self._options.idle_check_s
             self._missing = self._unended = 0
             self._refused_at = None
-            self._note_lag(now, drafts[-1])
+            if now >= self._lag_at:
+                self._note_lag(now, drafts[-1])
         if self._run.ended and not was_ended:
             self._linger(self._run.ended_at)
         return admission
 
     def _note_lag(self, now: float, draft: Draft) -> None:
-        if now >= self._lag_at:
-            self._lag_at = now + _LAG_EVERY_S
-            telemetry.INGEST_LAG.labels(self.key.upstream).observe(_age_s(draft.body.get("created_at"), time.time()))
+        self._lag_at = now + _LAG_EVERY_S
+        telemetry.INGEST_LAG.labels(self.key.upstream).observe(_age_s(draft.body.get("created_at"), time.time()))
 
     def _linger(self, ended_at: object) -> None:
         """Wait for trailing events; a run that ended long ago (by the upstream's clock) has none to wait for."""

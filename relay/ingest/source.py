@@ -27,6 +27,7 @@ from relay.ingest.tap import tapping
 from relay.ingest.upstream import Client, Upstream
 from relay.providers.contract import Ask
 
+_SECOND_AND_MS: Final = "%s.%03dZ"
 _PROPER_TAILS: Final = (b"", b"\n\n", b"\r\n", b"\r\r")
 """A stream that ends between two blocks ends with a blank line. One that ends otherwise was cut, or its gateway wrote its
 own words into it before it closed it cleanly: either way it may lack events."""
@@ -137,7 +138,10 @@ class Source(Body[Draft]):
 
     def _drafts(self, messages: list[Message]) -> list[Draft]:
         received_at, run_id, drafts = now_text(), self._run_id, self._provider.drafts
-        found = [draft for one in messages for draft in drafts(one, run_id=run_id, received_at=received_at)]
+        if len(messages) == 1:
+            found = drafts(messages[0], run_id=run_id, received_at=received_at)
+        else:
+            found = [draft for one in messages for draft in drafts(one, run_id=run_id, received_at=received_at)]
         if len(found) < len(messages):  # without a seq there is no place for it
             telemetry.UPSTREAM_ODD.labels(self._upstream.name, "not_an_event").inc(len(messages) - len(found))
         return found
@@ -145,13 +149,14 @@ class Source(Body[Draft]):
 
 def now_text() -> str:
     """The time by our clock, as every `created_at` of ours is written."""
-    return _text_of(int(time.time() * 1000))
+    second, ms = divmod(int(time.time() * 1000), 1000)
+    return _SECOND_AND_MS % (_text_of(second), ms)
 
 
 @lru_cache(maxsize=1)
-def _text_of(ms: int) -> str:
+def _text_of(second: int) -> str:
     """Remembered, because every piece of every stream asks."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
 
 
 async def chunks_of(body: aiohttp.StreamReader, patience_s: Callable[[], float | None]) -> AsyncGenerator[bytes]:

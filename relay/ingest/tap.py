@@ -103,7 +103,8 @@ class Tap(ResponseHandler):
         self._still = False
         held, self._held, self._size = self._held, [], 0
         for at, piece in enumerate(held):
-            self._give(piece)
+            if self._sink is not None:
+                self._sink(piece)
             if self._still:
                 self._held = held[at + 1 :]
                 return
@@ -128,8 +129,9 @@ class Tap(ResponseHandler):
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        if self._framing is not None:
-            self._take(self._framing, data)
+        framing = self._framing
+        if framing is not None:
+            self._take(framing, data)
         elif self._wanted:
             self._look_for_body(data)
         else:
@@ -186,14 +188,15 @@ class Tap(ResponseHandler):
             self._end(aiohttp.ClientPayloadError(str(error)))
             return
         if body:
-            self._give(body)
+            if self._sink is not None and not self._still:
+                self._sink(body)
+            else:
+                self._keep(body)
         if framing.ended:
             self._end(None)
 
-    def _give(self, piece: bytes) -> None:
-        if self._sink is not None and not self._still:
-            self._sink(piece)
-        elif not self._ended or self._told is not None:
+    def _keep(self, piece: bytes) -> None:
+        if not self._ended or self._told is not None:
             self._held.append(piece)
             self._size += len(piece)
             if self._size > _HELD_BYTES:
