@@ -34,16 +34,17 @@ class Track:
     def __init__(self, run: Run, followers: list[Stream]) -> None:
         self.run = run
         self._followers = followers
-        names = (DELTA.encode(), run.run_id.encode())
-        self._after = b',"content_delta":"%b"},"run_id":"%b","seq":%%d,"ts":"' % names
+        self._form = b'id: %%d\nevent: message.delta\ndata: {"data":%%b,"content_delta":"%b"},"run_id":"%b","seq":%%d,' % (
+            DELTA.encode(), run.run_id.encode()
+        ) + b'"ts":"%b","type":"message.delta"}\n\n'  # fmt: skip
 
     def write(self, data: bytes, ts: bytes) -> bool:
         """Append one event and hand it to every follower at rest; True: some follower lags and must be woken."""
-        seq = len(self.run.seqs) + 1
-        head = b'id: %d\nevent: message.delta\ndata: {"data":' % seq
-        framed = b'%b%b%b%b","type":"message.delta"}\n\n' % (head, data[:-1], self._after % seq, ts)
-        self.run.seqs.append(seq)
-        self.run.frames.append(framed)
+        run = self.run
+        seq = len(run.seqs) + 1
+        framed = self._form % (seq, data[:-1], seq, ts)
+        run.seqs.append(seq)
+        run.frames.append(framed)
         lagging = False
         for follower in self._followers:
             lagging |= not follower.take(seq, framed)

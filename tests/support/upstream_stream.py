@@ -42,6 +42,7 @@ class Stream:
         self.events = 0
         self.bytes = 0
         self._last_write = 0.0
+        self._clock = asyncio.get_running_loop().time
         self._sizes = random.Random(fault.seed)
 
     # ── the life of the stream ──────────────────────────────────────────────────────────────────────────────
@@ -100,7 +101,7 @@ class Stream:
             return False
         self.transport.write(b"%x\r\n%b\r\n" % (len(framed), framed))
         self.cursor = seq
-        self._last_write = asyncio.get_running_loop().time()
+        self._last_write = self._clock()
         return True
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────
