@@ -4,7 +4,8 @@ A run has at most one append here (who brings it waits for the answer, as a task
 slows the upstream reads down (TCP back-pressure) instead of filling our memory.
 
 A round trip costs far more than an append in it, and a quick Redis would make us pay for one with every event. So the next
-one starts no sooner than `_GATHER_S` after the one before. What comes after a pause goes at once.
+one starts no sooner than `_GATHER_S` after the one before, and with many runs, whose events come one by one, a little later.
+What comes after a pause goes at once.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from relay.store.log import Append, Log
 _RUNS: Final = 256
 _BYTES: Final = 4 * 1_048_576
 _GATHER_S: Final = 0.002
+_EACH_S: Final = 0.0001
+"""So much longer for each append of the round trip before, up to `_MOST_S`: with a thousand runs at ten events a second half of
+all CPU of a round trip is saved, on both sides, for two milliseconds."""
+_MOST_S: Final = 0.005
 
 Told = Callable[[Exception | None], None]
 Durable = Callable[[RunKey, int, Sequence[Event]], None]
@@ -50,6 +55,7 @@ class Committer:
         self._waiting: deque[Waiting] = deque()
         self._some = asyncio.Event()
         self._began_at = 0.0
+        self._pause_s = _GATHER_S
 
     def submit(self, append: Append, told: Told) -> Waiting:
         """Calls `told` once, later: None when the events are durable, else LogMoved, LeaseLost or StoreUnavailable."""
@@ -84,7 +90,7 @@ class Committer:
                 await self._commit(batch)
 
     async def _gather(self) -> None:
-        pause_s = self._began_at + _GATHER_S - time.monotonic()
+        pause_s = self._began_at + self._pause_s - time.monotonic()
         if pause_s > 0:
             await asyncio.sleep(pause_s)
         self._began_at = time.monotonic()
@@ -98,6 +104,7 @@ class Committer:
                 continue
             size += sum([len(event.json) for event in waiting.append.events])
             batch.append(waiting)
+        self._pause_s = min(_MOST_S, _GATHER_S + _EACH_S * len(batch))
         return batch
 
     async def _commit(self, batch: list[Waiting]) -> None:
