@@ -4,7 +4,7 @@ A run has at most one append here (who brings it waits for the answer, as a task
 slows the upstream reads down (TCP back-pressure) instead of filling our memory.
 
 A round trip costs far more than an append in it, and a quick Redis would make us pay for one with every event. So the next
-one starts no sooner than `_GATHER_S` after the one before, and with many runs, whose events come one by one, a little later.
+one starts no sooner than `_GATHER_S` after the one before, and a little later with many runs, whose events come one by one.
 What comes after a pause goes at once.
 """
 
@@ -26,8 +26,8 @@ _RUNS: Final = 256
 _BYTES: Final = 4 * 1_048_576
 _GATHER_S: Final = 0.002
 _EACH_S: Final = 0.0001
-"""So much longer for each append of the round trip before, up to `_MOST_S`: with a thousand runs at ten events a second half of
-all CPU of a round trip is saved, on both sides, for two milliseconds."""
+"""So much longer for each append of the round trip before, up to `_MOST_S`: a thousand runs with ten events a second each
+make half as many round trips, for two milliseconds."""
 _MOST_S: Final = 0.005
 
 Told = Callable[[Exception | None], None]
