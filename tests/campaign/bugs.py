@@ -98,13 +98,13 @@ def forget_bells() -> None:
 
     heard, count = Follower._heard, 0
 
-    def deaf(self: Any, message: Any) -> None:
+    def deaf(self: Any, channel: bytes, payload: bytes | None) -> None:
         nonlocal count
-        if isinstance(message, list) and len(message) > 2 and message[0] in (b"smessage", b"message"):
+        if payload is not None:
             count += 1
-            if count % 7 == 0 or message[2] == b"sealed":
+            if count % 7 == 0 or payload == b"sealed":
                 return
-        heard(self, message)
+        heard(self, channel, payload)
 
     async def never(self: Any) -> None:
         await asyncio.Event().wait()
