@@ -133,11 +133,16 @@ class Connection(Telling):
         self._busy, self._ahead = True, rest
         self._slim.awaits_no_more(self)
         self._http_1_1, self._keep_alive = request.version >= HttpVersion11, request.keep_alive and not self.last
-        answer = self._slim.door.at_once(request, route)
-        if isinstance(answer, EventStream):
-            self._begin(answer)
-        else:
-            self._opening = self._slim.spawn(self._answer(request, route, answer))
+        try:
+            answer = self._slim.door.at_once(request, route)
+            if isinstance(answer, EventStream):
+                self._begin(answer)
+            else:
+                self._opening = self._slim.spawn(self._answer(request, route, answer))
+        except Exception as error:  # as in the task of `_answer`: it breaks this one, and not the line it stood in
+            self.abort()
+            if not isinstance(error, ConnectionError):
+                telemetry.logger().exception("request.crashed")
 
     def _hand_over(self) -> None:
         """To aiohttp, as if it had been there from the start."""
@@ -182,10 +187,9 @@ class Connection(Telling):
             coded = CarrierCompressed(self, answer.coding, chunked=self._http_1_1)
             coded.put(answer.wire.ping)
             Viewer(answer, coded, self._slim.spawn).start()
-        except Exception:  # as in every task of ours (relay.web.slim): it can only be logged
-            self.abort()
+        except BaseException:
             answer.hold.release()
-            telemetry.logger().exception("request.crashed")
+            raise
 
     async def _reply(self, request: web.Request, answer: web.StreamResponse) -> None:
         await answer.prepare(request)

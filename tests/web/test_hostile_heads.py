@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
+
+import pytest
+from aiohttp import HttpVersion11
 
 from relay.delivery.turns import Turns
 from relay.web.options import LimitOptions
@@ -38,6 +42,29 @@ async def test_a_head_in_many_pieces_has_one_place_in_the_line() -> None:
     slim.arrivals._line.popleft()()
     one.data_received(b"a")
     assert len(slim.arrivals._line) == 1, "and again when that was looked at"
+    await slim.shutdown(0)
+
+
+async def test_what_breaks_at_the_door_breaks_that_one_and_not_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class Broken(_Door):
+        def at_once(self, *request: Any) -> None:
+            asked.append(request)
+            raise ZeroDivisionError
+
+    plain = (SimpleNamespace(version=HttpVersion11, keep_alive=True), None)
+    monkeypatch.setattr(Slim, "request", lambda *_: plain)
+    slim = Slim(cast(Any, Broken()), LimitOptions(), cast(Any, asyncio.create_task), cast(Any, None))
+    slim.arrivals.spend(1_000)  # nothing is left of this turn
+    for _ in range(3):
+        one = slim()
+        one.connection_made(cast(Any, _Transport()))
+        one.data_received(b"GET / HTTP/1.1\r\n\r\n")
+    assert not asked
+    await asyncio.sleep(0)
+    assert len(asked) == 3
+    slim.connections.clear()
     await slim.shutdown(0)
 
 
