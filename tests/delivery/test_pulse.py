@@ -123,12 +123,15 @@ async def test_streams_are_told_when_they_are_old_each_at_its_own_time(ticks: li
         def beat(self, now: float) -> None: ...
 
     began = ticks[-1]
-    for number in range(1000):
-        pulse.add(Ageing(number), "sse", ages=number < 900)
+    streams = [Ageing(number) for number in range(1000)]
+    for stream in streams:
+        pulse.add(stream, "sse", ages=stream.number < 900)
     task = asyncio.create_task(pulse.run())
     while ticks[-1] - began < 300:
         await asyncio.sleep(0)
     task.cancel()
+    for stream in streams:
+        pulse.discard(stream, "sse")
     assert set(told) == set(range(900)), "who cannot come back is left alone"
     assert min(told.values()) >= 50
     assert max(told.values()) <= 102
