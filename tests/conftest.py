@@ -15,21 +15,12 @@ from hypothesis import HealthCheck, settings
 from relay.store.embedded import EmbeddedServer
 from relay.store.options import EmbeddedOptions
 from tests.support import accepted
-from tests.support.order import spread
 from tests.support.upstream import ScriptedUpstream
 
 accepted.mend()
 settings.register_profile("relay", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("long", deadline=None, max_examples=5000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("RELAY_TEST_PROFILE", "relay"))
-
-
-@pytest.hookimpl(trylast=True)  # after pytest-randomly
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    workers = getattr(config, "workerinput", {}).get("workercount")
-    if workers is not None:
-        long = [item for item in items if item.get_closest_marker("long") is not None]
-        items[:] = spread(long, [item for item in items if item not in set(long)], workers)
 
 
 @pytest.fixture(scope="session")

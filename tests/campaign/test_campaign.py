@@ -25,7 +25,6 @@ async def _outcome(tmp_path: Path, options: Options) -> dict[str, object]:
     return result
 
 
-@pytest.mark.long
 @pytest.mark.system
 @pytest.mark.filterwarnings("default::ResourceWarning")
 @pytest.mark.parametrize("seed", SEEDS)

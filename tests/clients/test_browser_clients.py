@@ -17,7 +17,7 @@ from tests.clients.watchers import ROSTER, Native
 if TYPE_CHECKING:
     from playwright.async_api import Browser
 
-pytestmark = [pytest.mark.long, pytest.mark.clients, pytest.mark.browser]
+pytestmark = [pytest.mark.clients, pytest.mark.browser]
 
 
 class InBrowser(Native):

@@ -17,7 +17,7 @@ import pytest
 from tests.clients.conftest import Cells
 from tests.support.needs import ROOT, missing
 
-pytestmark = [pytest.mark.long, pytest.mark.clients, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
 PLACE = Path(os.environ.get("RELAY_OTHER_SDKS") or Path(sys.prefix) / "other-sdks")
 OTHERS = {
     "openai-newest": ("test_openai_sdk.py", "openai"),

@@ -23,7 +23,6 @@ from tests.clients.watchers import QUIET_S, ROSTER, Watcher
 from tests.support.needs import sdk
 
 pytestmark = [
-    pytest.mark.long,
     pytest.mark.clients,
     pytest.mark.filterwarnings("ignore"),
 ]

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
+import orjson
 import pytest
 
 from relay import telemetry
@@ -262,7 +263,7 @@ async def test_one_bad_row_does_not_hide_the_others(bench: Bench) -> None:
     good = {"run_id": "good", "status": "running", "created_at": now}
     odd = [None, 7, [], {}, {"run_id": "../x"}, {"run_id": None}, {"run_id": "no-time", "status": "completed"}]
     rows = [*odd, good, {"run_id": "no-time-but-active", "status": ["?"], "created_at": {}}]
-    body = telemetry._dumps({"data": rows, "total": "many"})
+    body = orjson.dumps({"data": rows, "total": "many"}).decode()
     bench.scripted.fault(faults.Fault(target="list", body=body, content_type="application/json"), times=None)
     async with bench.looking():
         await bench.until(lambda: bench.wanted(["good", "no-time-but-active"]))

@@ -29,7 +29,7 @@ from tests.support.upstream import ScriptedUpstream
 from tests.system.rig import metrics, no_key_without_ttl, plain, seeds
 from tests.system.watching import native
 
-pytestmark = [pytest.mark.long, pytest.mark.system]
+pytestmark = pytest.mark.system
 
 FLEET: dict[str, dict[str, Any]] = {
     "ingest": {"discover_s": 0.4, "discover_per_s": 40, "unwanted_s": 4.0},

@@ -15,7 +15,7 @@ from tests.support.upstream import ScriptedUpstream
 from tests.system.rig import Crowd, crowd, relay_process
 from tests.system.watching import KINDS, Truth, Viewer
 
-pytestmark = [pytest.mark.long, pytest.mark.system]
+pytestmark = pytest.mark.system
 
 
 def events_of(relay: RelayProcess, run_id: str) -> str:

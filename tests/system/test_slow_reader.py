@@ -15,7 +15,7 @@ from tests.support.upstream import ScriptedUpstream
 from tests.system.rig import crowd, metrics, relay_process
 from tests.system.watching import KINDS
 
-pytestmark = [pytest.mark.long, pytest.mark.system]
+pytestmark = pytest.mark.system
 
 EVENT_BYTES = 10_000
 EVENTS = 3000

@@ -19,7 +19,7 @@ from tests.system.rig import Crowd, RedisProcess, crowd
 from tests.system.team import Team, alive, team, until
 from tests.system.watching import KINDS
 
-pytestmark = [pytest.mark.long, pytest.mark.system]
+pytestmark = [pytest.mark.system]
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 

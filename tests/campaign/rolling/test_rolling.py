@@ -19,7 +19,6 @@ from tests.campaign.rolling.conduct import Options, rolling
 from tests.campaign.rolling.judge import Record
 
 
-@pytest.mark.long
 @pytest.mark.system
 @pytest.mark.filterwarnings("default::ResourceWarning")
 async def test_a_rolling_restart_loses_nothing_and_everybody_is_told_the_end_once(tmp_path: Path) -> None:
