@@ -70,6 +70,8 @@ class OwnLooks(OwnTenure):
         self._told_end = False
         self._ahead: Callable[[], bool] | None = None
         """Whether the stream that is open has brought something that was not taken yet."""
+        self._gave_way = False
+        """A look went behind what a stream was about to say, and the stream has said nothing since."""
         self._came = asyncio.Event()
         """A stream came while there was none."""
         self._knows_nothing()
@@ -77,7 +79,7 @@ class OwnLooks(OwnTenure):
     def _knows_nothing(self) -> None:
         """As at the beginning of a tenure: what was seen how often says nothing any more."""
         self._missing = self._stamped = self._unread = self._unheard = self._unsure = self._read_on = 0
-        self._over = self._primed = self._opened = False
+        self._over = self._primed = self._opened = self._gave_way = False
 
     async def _replay(self) -> None:
         """All of a finished run's stream, if it can be attached to."""
@@ -170,11 +172,15 @@ class OwnLooks(OwnTenure):
         return snapshot.stamped if self._stamped >= _STAMPED else None
 
     async def _speaks_again(self) -> bool:
-        """The open stream was silent until now, and says something: it goes first, for it alone knows the order."""
-        if self._ahead is None or self._made.late:
+        """The open stream was silent until now, and says something: it goes first, for it alone knows the order.
+
+        Once: if it was a ping there is no order in it. And not for ever, if the run is over and its stream is not.
+        """
+        if self._ahead is None or self._made.late or self._gave_way or self._read_on > _READ_ON:
             return False
         await asyncio.sleep(min(self._upstream.poll_s, _WORD_S))
-        return self._ahead is not None and self._ahead()
+        self._gave_way = self._ahead is not None and self._ahead()
+        return self._gave_way
 
     async def _reconcile(self, run: dict[str, Any], snapshot: Snapshot, *, final: bool, streaming: bool) -> Rest:
         """Take what messages and steps tell; what becomes of the rest, if that is not all there is."""
@@ -235,7 +241,8 @@ class OwnLooks(OwnTenure):
                 telemetry.UPSTREAM_ODD.labels(self.key.upstream, one.what).inc()
             elif isinstance(one, Ends) and one.reason == "error":
                 self._made.said_failed = one.message
-        self._streamed = self._streamed or streamed
+        if streamed:
+            self._streamed, self._gave_way = True, False
         self._whole = False
         before = self._made.contradictions
         drafts = self._made.replayed(seen, now_text()) if streamed else self._made.take(seen, now_text())

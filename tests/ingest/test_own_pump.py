@@ -175,3 +175,36 @@ async def test_what_a_look_finds_while_its_stream_speaks_again_does_not_overtake
     kinds = [kind for kind, _ in groupby(body["type"] for body in told)]
     assert kinds == ["run.started", "message.delta", "tool.call", "tool.result", "message.delta", "run.completed"]
     assert text_of(told).decode("utf-16-le") == "before after"
+
+
+@pytest.mark.parametrize("word", [b": ping\n\n", b'data: {"type":"text-delta","id":"t","delta":"."}\n\n'])
+async def test_a_stream_that_never_falls_silent_holds_the_end_of_its_run_up_only_for_a_while(word: bytes) -> None:
+    """It pings, or goes on speaking, although the run is over: it may go first for some looks, and not for ever."""
+    chance = Random(1)
+    sim = SimRun(Script([Step("text", "said")], "completed"), "vercel", chance, at=1, messages_lag=0)
+    sim.go_on = lambda most=2: None  # type: ignore[method-assign]
+    make = sim.bytes
+
+    def endless(*, from_start: bool) -> Iterator[bytes]:
+        sim.ended = False
+        told = make(from_start=from_start)
+        while (piece := next(told)) != b"":
+            yield piece
+        sim.ended = True
+        while True:
+            yield word
+
+    sim.bytes = endless  # type: ignore[method-assign]
+    log = MemoryLog(chance, 0.0)
+    options = replace(OPTIONS, idle_check_s=0.02)
+    async with ThreadServer(sim) as server, aiohttp.ClientSession() as session:
+        at = UpstreamOptions("sim", "seekrflow", server.url, poll_s=0.02)
+        upstream = OwnUpstream(at, OWN_SEQ["seekrflow"], session, options)
+        upstream.note_thread(KEY.run_id, "thread-1")
+        pump = OwnPump(KEY, upstream, cast(Any, log), cast(Any, log), options, 2**20)
+        task = asyncio.create_task(pump.run())
+        await until(lambda: log.sealed, within_s=10)
+        await task
+    kinds = [kind for kind, _ in groupby(json.loads(event.json)["type"] for event in log.rows)]
+    assert kinds[0] == "run.started"
+    assert kinds[-1] == "run.completed"
