@@ -49,6 +49,8 @@ _RECONCILE_S: Final = 600.0
 that is restarted, or whose gateway is, is back by then, and its readers have the terminal event meanwhile."""
 _REFUSED_S: Final = 30.0
 """For so long if the upstream is there, says itself that the run is over, and only will not show what is behind."""
+_NOT_NOW: Final = frozenset(("busy", "unreachable"))
+"""How a drain ends (429, 503, no connection) that may be shown later: no refusal, whatever GET run says."""
 _LAG_EVERY_S: Final = 1.0
 """How often a run's lag is measured."""
 _HEALTHY_S: Final = 5.0
@@ -161,7 +163,7 @@ class Pump(Tenure):
         now = time.monotonic()
         if ending.reason == "gone":
             self._missing += 1
-        elif not await self._is_agreed():
+        elif ending.reason in _NOT_NOW or not await self._is_agreed():
             self._refused_at = None
         elif self._refused_at is None:
             self._refused_at = now

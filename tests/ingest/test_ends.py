@@ -236,6 +236,22 @@ async def test_one_whose_upstream_is_away_or_says_otherwise_is_waited_for(
     assert redis.sealed == "completed"
 
 
+@pytest.mark.parametrize("not_now", ["busy", "unreachable"])
+async def test_an_upstream_that_asks_to_come_back_later_does_not_refuse(
+    monkeypatch: pytest.MonkeyPatch, not_now: str
+) -> None:
+    """429 or 503 to a drain, while its runs can be read: what it has behind the end is had when it can show it."""
+    redis = Redis()
+    claim = await ended(redis)
+    pump, drained = finished(redis, monkeypatch, *[not_now] * 50, "eof", says="completed")
+    monkeypatch.setattr(pump_module, "_REFUSED_S", 0.0)
+    async with asyncio.timeout(10):
+        await pump._own(claim)
+    assert drained[-1] == "eof"
+    assert redis.rows[-1].seq == 3
+    assert redis.sealed == "completed"
+
+
 async def test_what_a_drain_still_brings_begins_the_patience_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     redis = Redis()
     claim = await ended(redis)
