@@ -93,13 +93,14 @@ class Follower:
             return
         if payload == b"released":
             self._orphaned(topic.key)  # its owner let go: whoever follows it is the first to know
-        if payload is None or not payload.isdigit() or not topic.ready.is_set():
+        if payload is None or not payload.isdigit():
             # Just subscribed: from now on nothing can be missed, so this is the moment to look where the log stands.
             self._ring(topic, state=True)
             return
         seq, before = int(payload), topic.bell
         topic.bell = seq
-        if seq == before:  # without a new event: something else of the run has changed (`primed`, its status)
+        if seq == before or not topic.ready.is_set():
+            # Without a new event: something else of the run has changed (`primed`, its status).
             self._ring(topic, state=True)
         elif seq > topic.last_seq:
             self._ring(topic, state=False)

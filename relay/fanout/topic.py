@@ -115,7 +115,8 @@ class Topic:
         """The log's position at the moment the bell was first heard; what lies before is read from the log."""
         self.state = state
         self.window = Window(state.last_seq)
-        self.bell = state.last_seq
+        if self.bell < 0:  # one that was heard already may be of an event behind that position
+            self.bell = state.last_seq
         self.ready.set()
 
     def restart(self, floor: int) -> None:

@@ -186,3 +186,34 @@ async def test_an_older_look_at_redis_takes_nothing_back(world: World) -> None:
         await topic.refresh()
         assert topic.last_seq == 3
         assert lost == []
+
+
+async def test_a_bell_heard_before_the_position_is_known_hides_none_that_comes_later(world: World) -> None:
+    """It told the same seq as one without an event does: what that one says is asked for all the same."""
+    here, there = await world.process(), await world.process()
+    lease = await there.owned()
+    await there.write(lease, 0, events(1))
+    states, heard = here.log.states, here.hub._follower._bells._heard
+    rung = asyncio.Event()
+
+    def hears(channel: bytes, payload: bytes | None) -> None:
+        heard(channel, payload)
+        if payload == b"2":
+            rung.set()
+
+    async def late(keys: Sequence[RunKey]) -> list[LogState | None]:
+        here.log.states = states  # type: ignore[method-assign]
+        found = await states(keys)
+        await there.write(lease, 1, events(2))
+        await rung.wait()
+        return found
+
+    here.log.states = late  # type: ignore[method-assign]
+    here.hub._follower._bells._heard = hears
+    async with here.hub.topic(KEY) as topic:
+        await reached(topic, 2)
+        await asyncio.sleep(0.05)
+        await there.write(lease, 2, [], primed="1")
+        async with asyncio.timeout(10):
+            while not topic.state.primed:
+                await topic.changed(0.5)
