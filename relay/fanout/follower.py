@@ -95,12 +95,13 @@ class Follower:
             self._orphaned(topic.key)  # its owner let go: whoever follows it is the first to know
         if payload is None or not payload.isdigit():
             # Just subscribed: from now on nothing can be missed, so this is the moment to look where the log stands.
+            topic.bell = -1 if payload is None else topic.bell
             self._ring(topic, state=True)
             return
         seq, before = int(payload), topic.bell
         topic.bell = seq
-        if seq == before or not topic.ready.is_set():
-            # Without a new event: something else of the run has changed (`primed`, its status).
+        if before in (-1, seq) or not topic.ready.is_set():
+            # Without a new event, as far as is known: something else of the run has changed (`primed`, its status).
             self._ring(topic, state=True)
         elif seq > topic.last_seq:
             self._ring(topic, state=False)

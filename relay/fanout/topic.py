@@ -88,7 +88,7 @@ class Topic:
         """Cursors behind which the log was trimmed and nothing was fetched yet, and until when (monotonic) that is taken
         for still true: a crowd that waits at one cursor asks once. Void as soon as something is fetched."""
         self.bell = -1
-        """The seq that its bell told last."""
+        """The seq that its bell told last since it was subscribed; -1: none yet."""
         self.mean_bytes = UNSEEN_BYTES
         """About how large an event of this run is; decides how many are read at once."""
         self._limit = limit
@@ -115,8 +115,6 @@ class Topic:
         """The log's position at the moment the bell was first heard; what lies before is read from the log."""
         self.state = state
         self.window = Window(state.last_seq)
-        if self.bell < 0:  # one that was heard already may be of an event behind that position
-            self.bell = state.last_seq
         self.ready.set()
 
     def restart(self, floor: int) -> None:

@@ -217,3 +217,23 @@ async def test_a_bell_heard_before_the_position_is_known_hides_none_that_comes_l
         async with asyncio.timeout(10):
             while not topic.state.primed:
                 await topic.changed(0.5)
+
+
+async def test_bells_that_were_lost_with_their_connection_hide_none_that_comes_later(world: World) -> None:
+    here, there = await world.process(), await world.process()
+    lease = await there.owned()
+    await there.write(lease, 0, events(1))
+    async with here.hub.topic(KEY) as topic:
+        bells, lost = here.hub._follower._bells, asyncio.Event()
+        for ear in bells._ears.values():
+            ear._heard = lambda channel, payload: lost.set()
+        await there.write(lease, 1, events(2))
+        await lost.wait()
+        for ear in bells._ears.values():
+            ear._bells.close()
+        await reached(topic, 2)
+        await asyncio.sleep(0.05)
+        await there.write(lease, 2, [], primed="1")
+        async with asyncio.timeout(10):
+            while not topic.state.primed:
+                await topic.changed(0.5)
