@@ -222,6 +222,9 @@ def _check_order(settings: Settings) -> None:
     if ingest.backoff_base_s > ingest.backoff_cap_s:
         problem = f"{ingest.backoff_base_s} is more than ingest.backoff_cap_s"
         raise refusal("ingest.backoff_base_s", problem, f"at most {ingest.backoff_cap_s}")
+    if settings.retention.live_s < ingest.lease_s:  # only renewals keep a live log, and there are three in a lease
+        problem = f"{settings.retention.live_s} is less than ingest.lease_s"
+        raise refusal("retention.live_s", problem, f"at least {ingest.lease_s}")
 
 
 def _check_auth(settings: Settings) -> None:

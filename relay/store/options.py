@@ -31,7 +31,8 @@ class RetentionOptions:
     sealed_s: float = 3600.0
     """How long a finished run's log is kept after its seal; a later reader makes us fetch it again."""
     live_s: float = 86400.0
-    """How long a log that nobody renews any more is kept (its owner does so every third of a lease)."""
+    """How long a log that nobody renews any more is kept (its owner does so every third of a lease); no less than a
+    lease."""
     live_events: int = 1_000_000
     """How many events a log may hold; beyond it the head is trimmed (about), and fetched again for who reads there."""
     old_s: float = 300.0

@@ -156,3 +156,10 @@ def test_bounds_stand_in_order() -> None:
     environ = {"RELAY_DELIVERY__RETRY_MIN_MS": "5000", "RELAY_DELIVERY__RETRY_MAX_MS": "4000"}
     assert refused(environ).startswith("delivery.retry_min_ms: 5000 is more than delivery.retry_max_ms")
     assert refused({"RELAY_INGEST__BACKOFF_CAP_S": "0.1"}).startswith("ingest.backoff_base_s: 0.25 is more than")
+
+
+def test_a_live_log_is_kept_until_it_is_renewed() -> None:
+    """An append gives a log no more time: one with less than a lease would be gone while its run goes on."""
+    assert loaded({"RELAY_RETENTION__LIVE_S": "3"}).retention.live_s == 3
+    assert refused({"RELAY_RETENTION__LIVE_S": "2.9"}).startswith("retention.live_s: 2.9 is less than ingest.lease_s")
+    assert refused({"RELAY_INGEST__LEASE_S": "90000"}).startswith("retention.live_s: 86400.0 is less than")
