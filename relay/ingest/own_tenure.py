@@ -99,7 +99,7 @@ class OwnTenure(Tenure):
         """Rows were lost: a new generation, announced before its first event."""
         assert claim.lease is not None
         known = max(claim.state.last_seq, self._highest, self._shown(self.key).seq, int(claim.fields.get("seen") or 0))
-        first = max(int(claim.lease.fence), known + 1)
+        first = max(int(claim.lease.fence), known + 2)  # one seq is left out: who stands at `known` must see a step
         self._say.warning("log.generation", lost_after=claim.state.last_seq, first=first)
         telemetry.GENERATIONS.labels(self.key.upstream).inc()
         made = Assembler(self.key.run_id, named_parts=self._named_parts, generation=first)

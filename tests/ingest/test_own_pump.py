@@ -21,7 +21,7 @@ from relay.ingest.own_pump import OwnPump
 from relay.ingest.own_upstream import OwnUpstream
 from relay.providers import OWN_SEQ
 from relay.providers.contract import Ask
-from relay.store.log import Seen
+from relay.store.log import Seen, state_of
 from tests.support.sim_threads import Script, SimRun, Step
 from tests.support.sim_world import KEY, OPTIONS, MemoryLog, World, text_of
 from tests.support.thread_server import ThreadServer, until
@@ -208,3 +208,14 @@ async def test_a_stream_that_never_falls_silent_holds_the_end_of_its_run_up_only
     kinds = [kind for kind, _ in groupby(json.loads(event.json)["type"] for event in log.rows)]
     assert kinds[0] == "run.started"
     assert kinds[-1] == "run.completed"
+
+
+async def test_who_has_seen_all_of_a_generation_is_told_of_the_next_also_if_the_clock_of_redis_is_behind() -> None:
+    """A new master's clock may be behind what was numbered from the old one's: then the fence is no help."""
+    world = world_of()
+    log, cursor = world.log, world.log.fence * 10
+    world.sim.at = 2
+    async with pumped(world, lambda _: Seen(cursor, "another")):
+        await until(lambda: log.rows)
+    assert log.generation > cursor
+    assert state_of(log.fields).rewritten(cursor), "or it takes the run, told again, for what follows"
