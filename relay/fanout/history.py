@@ -34,6 +34,8 @@ _AGAIN_S = 0.9
 """For how long nobody looks again behind a cursor where nothing was, unless something is fetched meanwhile."""
 _UNREACHABLE = 1024
 """Most cursors of one run for which that is remembered."""
+_At = tuple[RunKey, str, int]
+"""A run, which log of it (`LogState.born`: after a flush own seqs are given to other events), and a cursor."""
 _SLICES = 2
 """How many wires' bytes a page keeps."""
 
@@ -85,13 +87,13 @@ class History:
         """Called with a run and a cursor behind which the log was trimmed and nothing was fetched yet."""
         self._page_bytes = page_bytes
         self._memory_bytes = memory_bytes
-        self._pages: OrderedDict[tuple[RunKey, int], Page] = OrderedDict()
+        self._pages: OrderedDict[_At, Page] = OrderedDict()
         self._size = 0
-        self._reading: dict[tuple[RunKey, int], asyncio.Event] = {}
+        self._reading: dict[_At, asyncio.Event] = {}
 
     async def page(self, topic: Topic, cursor: int) -> Page | Gone | None:
         """The page behind `cursor`; None if there is nothing at the moment (it was asked for, if it has to be fetched)."""
-        at = (topic.key, cursor)
+        at = (topic.key, topic.state.born, cursor)
         while True:
             page = self._pages.get(at)
             if page is not None:
@@ -101,7 +103,7 @@ class History:
             if reading is None:
                 if topic.unreachable.get(cursor, 0.0) > time.monotonic():
                     return None
-                return await self._read(topic, cursor)
+                return await self._read(topic, at)
             await reading.wait()  # then look again: the reader before us may have been cancelled
 
     async def read(self, topic: Topic, cursor: int, most: int) -> Behind:
@@ -116,8 +118,8 @@ class History:
             self._fetch(topic.key, cursor)
         return found
 
-    async def _read(self, topic: Topic, cursor: int) -> Page | Gone | None:
-        at = (topic.key, cursor)
+    async def _read(self, topic: Topic, at: _At) -> Page | Gone | None:
+        cursor = at[2]
         done = self._reading[at] = asyncio.Event()
         try:
             unseen = topic.mean_bytes == UNSEEN_BYTES
@@ -138,7 +140,7 @@ class History:
             del self._reading[at]
             done.set()
 
-    def _keep(self, at: tuple[RunKey, int], page: Page) -> None:
+    def _keep(self, at: _At, page: Page) -> None:
         self._pages[at] = page
         self._size += page.cost
         while self._size > self._memory_bytes and self._pages:

@@ -13,12 +13,14 @@ import pytest
 
 from relay.core.events import Event
 from relay.core.ids import RunKey
+from relay.core.window import Slice
+from relay.core.wires import Wire
 from relay.fanout.hub import Hub
 from relay.fanout.options import FanoutOptions
 from relay.fanout.topic import Topic
 from relay.ingest.committer import Committer
 from relay.store.keys import Keys
-from relay.store.log import Append, Claim, Lease, LogState
+from relay.store.log import Append, Claim, Lease, LogState, Seen
 from relay.store.options import RedisOptions, RetentionOptions
 from relay.store.redis import Store
 from tests.fanout.test_fanout import CountingLog, Wanted
@@ -237,3 +239,24 @@ async def test_bells_that_were_lost_with_their_connection_hide_none_that_comes_l
         async with asyncio.timeout(10):
             while not topic.state.primed:
                 await topic.changed(0.5)
+
+
+async def test_pages_of_a_log_that_is_gone_are_not_read_as_the_beginning_of_another(world: World) -> None:
+    """Redis was flushed while nobody watched: the run's events are numbered anew, and cut anew."""
+    here = await world.process()
+    told: list[bytes] = []
+    for count in (3, 5):
+        claim = await here.log.claim(KEY, seen=Seen())
+        assert isinstance(claim, Claim)
+        assert claim.lease is not None
+        new = events(*range(1, count + 1))
+        await here.write(claim.lease, 0, new)
+        async with here.hub.topic(KEY) as topic:
+            told = []
+            sub = here.hub.subscribe(topic, 0, Wire("ndjson"), None)
+            while sub.cursor < count:
+                part = await sub.read_back()
+                assert isinstance(part, Slice)
+                told += part.data.splitlines()
+        assert told == [event.json for event in new]
+        await here.log._store.run("flush", [("DEL", here.log.keys.log(KEY)), ("DEL", here.log.keys.run(KEY))])
