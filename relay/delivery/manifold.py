@@ -111,8 +111,11 @@ async def _fed(multiplex: Multiplex, feed: Feed) -> None:
         except (Farewell, ConnectionError) as error:
             outcome = error
         task.cancel()
-    if outcome is not None:
-        raise outcome
+    try:
+        if outcome is not None:
+            raise outcome
+    finally:
+        del outcome  # its traceback holds this frame, which would hold it, and all of the connection, in turn
 
 
 async def converse(

@@ -139,6 +139,7 @@ class Hub:
         if not topic.readers:
             self._follower.unfollow(topic)
             del self._topics[topic.key]
+            topic.close()
 
     async def primed(self, topic: Topic, within_s: float) -> bool:
         """Wait until the log holds what the upstream has now; whether it came to that in time."""

@@ -152,6 +152,14 @@ class Topic:
         """Something changed: wake who waits, and flush the live streams as soon as the pace allows."""
         self._pace.ask()
 
+    def close(self) -> None:
+        """Nobody reads it any more. It holds itself no longer: its window is freed now, not when garbage is looked for."""
+        self.left = self.unwatched = _nothing
+        self._pace = Pace(_nothing)
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+
     # --- the live streams -------------------------------------------------------------------------------------------
     @property
     def live_count(self) -> int:

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final, Generic, TypeVar
 
 import aiohttp
@@ -132,19 +132,19 @@ class Source(Body[Draft]):
     def __init__(self, upstream: Upstream, key: RunKey, *, after_seq: int, follow: bool, event_bytes: int) -> None:
         ask = upstream.provider.events(key.run_id, after_seq=after_seq, follow=follow)
         kind = "follow" if follow else "drain"
-        super().__init__(upstream, ask, self._drafts, kind=kind, event_bytes=event_bytes)
-        self._provider = upstream.provider
-        self._run_id = key.run_id
+        # Not a method of its own: it would hold itself, and be freed only when garbage is looked for.
+        super().__init__(upstream, ask, partial(_drafts, upstream, key.run_id), kind=kind, event_bytes=event_bytes)
 
-    def _drafts(self, messages: list[Message]) -> list[Draft]:
-        received_at, run_id, drafts = now_text(), self._run_id, self._provider.drafts
-        if len(messages) == 1:
-            found = drafts(messages[0], run_id=run_id, received_at=received_at)
-        else:
-            found = [draft for one in messages for draft in drafts(one, run_id=run_id, received_at=received_at)]
-        if len(found) < len(messages):  # without a seq there is no place for it
-            telemetry.UPSTREAM_ODD.labels(self._upstream.name, "not_an_event").inc(len(messages) - len(found))
-        return found
+
+def _drafts(upstream: Upstream, run_id: str, messages: list[Message]) -> list[Draft]:
+    received_at, drafts = now_text(), upstream.provider.drafts
+    if len(messages) == 1:
+        found = drafts(messages[0], run_id=run_id, received_at=received_at)
+    else:
+        found = [draft for one in messages for draft in drafts(one, run_id=run_id, received_at=received_at)]
+    if len(found) < len(messages):  # without a seq there is no place for it
+        telemetry.UPSTREAM_ODD.labels(upstream.name, "not_an_event").inc(len(messages) - len(found))
+    return found
 
 
 def now_text() -> str:
