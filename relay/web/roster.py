@@ -107,6 +107,8 @@ class Thread:
         """Runs that need no second thought, and when they were made: those of the last list, and those of the tally."""
         self._waiting: dict[RunKey, int] = {}
         """Runs to be read as soon as there is room, oldest first."""
+        self._broken: Listing | None = None
+        """A list of which a page failed: it is read on. Begun anew, it might fail there again, for ever."""
         self._resumed = False
         """Whether the runs of the cursor were looked for."""
         self._crowded = False
@@ -128,8 +130,9 @@ class Thread:
             await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
-        listing = await self._looks.thread(self._upstream, self._thread_id)
+        listing = self._broken = self._broken or await self._looks.thread(self._upstream, self._thread_id)
         missed = not await listing.back_to(self._knows_before)
+        self._broken = None
         before_us, rows = self._known_us, listing.rows
         self._meet(rows)
         if missed:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from random import Random
+from types import SimpleNamespace
+from typing import Any, cast
 
 import aiohttp
 import pytest
 
 from relay.core.errors import RelayError
+from relay.core.ids import RunKey
+from relay.core.vector import Tally, Vector
 from relay.ingest.options import IngestOptions, UpstreamOptions
 from relay.ingest.own_upstream import OwnUpstream
 from relay.providers import OWN_SEQ
 from relay.web import listing
+from relay.web.gathering import Wish
 from relay.web.listing import Listing, Row
+from relay.web.roster import Thread
 from tests.support.sim_threads import Script, SimRun, Step
 from tests.support.thread_server import Fault, ThreadServer
 
@@ -112,3 +118,40 @@ async def test_no_more_pages_are_read_than_allowed(monkeypatch: pytest.MonkeyPat
             assert not await found.back_to(back_to(0))
             assert server.count("runs") == 3
             assert len(found.rows) == 12
+
+
+async def test_a_reader_far_behind_gets_there_although_its_upstream_takes_few_requests_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with ThreadServer() as server, aiohttp.ClientSession() as session:
+        server.runs = runs_of("openai", 18)
+        for number, run in enumerate(reversed(server.runs.values())):
+            run.made_at = 1_700_000_000 + 60 * number
+        monkeypatch.setattr(type(OWN_SEQ["openai"]), "list_limit", 4)
+        upstream = OwnUpstream(
+            UpstreamOptions("main", "openai", server.url), OWN_SEQ["openai"], session, IngestOptions()
+        )
+        reader = Reader(upstream, known_us=1_700_000_000_000_000)
+        for _ in range(8):
+            server.faults["runs"] = [Fault(), Fault(), *[Fault(status=429, body="{}")] * 8]  # two, and then no more
+            with suppress(RelayError):
+                await reader.thread._look()
+        assert reader.read == [f"run-{i}" for i in range(18)]
+
+
+class Reader:
+    """What a thread needs of its connection: it takes what it is given."""
+
+    def __init__(self, upstream: OwnUpstream, *, known_us: int) -> None:
+        self.read: list[str] = []
+        self.found: set[RunKey] = set()
+        cursor = Vector(mark=known_us)
+        self.tally = Tally(cursor)
+        looks = SimpleNamespace(thread=lambda *_: Listing(upstream, "thread-1").open())
+        self.thread = Thread(cast(Any, looks), upstream, "thread-1", cast(Any, self), cast(Any, self), cursor, Wish(""))
+
+    def want(self, wish: Wish) -> None:
+        self.read.append(wish.run_id)
+
+    def reads(self, key: RunKey) -> bool:
+        return True
