@@ -269,10 +269,12 @@ class Stream:
                 return None
             granted = False
             part = self._sub.take()
-            if part is None:
-                self._tell_position()
+            if part is not None:
+                self._give(part)
+                continue
+            self._tell_position()
+            if not self._connection.full:  # by these very words
                 return True
-            self._give(part)
 
     async def _until_there(self) -> None:
         """What comes next is being brought back: nobody is told. Who does not follow cannot be kept waiting for ever."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from relay.core.wires import Form, Wire
 from relay.delivery.options import DeliveryOptions
 from relay.delivery.stream import Flow, Stream
 from relay.delivery.turns import Turns
+from relay.delivery.viewer import Viewer
 from relay.fanout.subscription import Subscription
 from relay.fanout.topic import Topic
 from relay.store.log import LogState
@@ -267,3 +269,25 @@ async def test_one_whose_write_raises_is_cut_and_the_others_get_their_bytes(erro
     for reader in world.readers:
         reader.connection.leaves()
     await world.until(lambda: all(reader.task.done() for reader in world.readers))
+
+
+async def test_who_is_full_by_the_position_it_was_told_stands_in_no_crowd() -> None:
+    """It would be written to however little it takes: nobody says a second time that it is full."""
+    world = World()
+    world.publish(20)
+    filtered = Subscription(world.topic, cast(Any, None), 0, Wire("sse"), Types(("nothing",)), 200)
+    connection = FakeConnection(5)
+    stream = Stream(filtered, connection, DeliveryOptions(), turns=world.turns)
+    stream._told_at -= 2
+    answer = SimpleNamespace(stream=lambda _: stream, over=lambda one: one.leave(), wire=filtered.wire, stay_s=0.0)
+    tasks = []
+    viewer = Viewer(cast(Any, answer), cast(Any, connection), lambda work: tasks.append(asyncio.ensure_future(work)))
+    viewer.start()
+    await asyncio.gather(*tasks)
+    assert b"relay.position" in connection.got
+    assert connection.full
+    assert not world.topic.crowds
+    connection.taken()
+    await asyncio.gather(*tasks)
+    assert world.topic.live_count == 1
+    stream.leave()
