@@ -68,6 +68,7 @@ class _Protocol(Telling, web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._rest()
         super().connection_lost(exc)
+        self._data_received_cb = None  # a WebSocket's: they would hold each other until garbage is looked for
 
     def eof_received(self) -> None:
         """As the slim listener does: a close would look like a proper end (`relay.web.slim`)."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from relay.delivery.multiplex import Multiplex
 from relay.fanout.topic import Topic
@@ -67,4 +68,16 @@ async def test_a_reader_of_many_runs_who_has_left_is_held_by_nothing(
                     pass
         async with asyncio.timeout(20):
             while sum(type(one) is Multiplex for one in gc.get_objects()) > 1:
+                await asyncio.sleep(0.1)
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_a_websocket_that_was_closed_is_held_by_nothing(upstream: ScriptedUpstream, redis_url: str) -> None:
+    async with relay_here(upstream.url, redis_url, ingest={"unwanted_s": 0.5}) as relay:
+        run_id = upstream.add_run(script(5)[:-1])
+        for _ in range(4):
+            async with aiohttp.ClientSession() as session, session.ws_connect(relay.events(run_id)) as socket:
+                await socket.receive()
+        async with asyncio.timeout(20):
+            while sum(type(one) is web.WebSocketResponse for one in gc.get_objects()) > 1:
                 await asyncio.sleep(0.1)
