@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from traceback import clear_frames
 from typing import Final, Protocol
 
 import aiohttp
@@ -100,7 +101,11 @@ async def _fed(multiplex: Multiplex, feed: Feed) -> None:
     release = multiplex.hold()
 
     async def feeding() -> None:
-        await feed(multiplex)
+        try:
+            await feed(multiplex)
+        except asyncio.CancelledError as left:
+            clear_frames(left.__traceback__)  # those of its task groups hold what went through them, and it holds them
+            raise
         release()
 
     outcome: Farewell | ConnectionError | None = None

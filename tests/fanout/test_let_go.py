@@ -57,13 +57,14 @@ async def test_a_run_nobody_watches_any_more_is_held_by_nothing(
 
 
 @pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("query", ["runs={run_id}", "thread=t"])
 async def test_a_reader_of_many_runs_who_has_left_is_held_by_nothing(
-    upstream: ScriptedUpstream, redis_url: str
+    upstream: ScriptedUpstream, redis_url: str, query: str
 ) -> None:
     async with relay_here(upstream.url, redis_url, ingest={"unwanted_s": 0.5}) as relay:
-        run_id = upstream.add_run(script(5)[:-1])
+        url = many(relay, query.format(run_id=upstream.add_run(script(5)[:-1], thread_id="t")))
         for _ in range(4):
-            async with aiohttp.ClientSession() as session, session.get(many(relay, f"runs={run_id}")) as response:
+            async with aiohttp.ClientSession() as session, session.get(url) as response:
                 while b"message.delta" not in await response.content.readline():
                     pass
         async with asyncio.timeout(20):
