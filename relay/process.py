@@ -25,10 +25,10 @@ def settle() -> None:
 
     What was built never becomes garbage: the collector walks it no more, and is not asked to look first, which takes 24 ms
     and finds nothing. Viewers wait while it walks (half a microsecond for an object, and a run has three hundred): so it
-    walks often and little, at most about 30,000 at once, and everything only after fifty million new objects.
+    walks often and little, at most about 30,000 at once, and everything only after two million new objects.
     """
     gc.freeze()
-    gc.set_threshold(5_000, 4, 2_500)
+    gc.set_threshold(5_000, 4, 100)
 
 
 def run_loop(main: Coroutine[Any, Any, int]) -> int:
