@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,8 @@ from tests.support.needs import ROOT
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Makes packages that bring providers: their metadata, as an installer writes it."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.syspath_prepend(str(ROOT / "examples" / "tally"))
+    monkeypatch.setattr(sys, "path", [str(ROOT / "examples" / "tally"), str(tmp_path), *sys.path])
+    importlib.invalidate_caches()
     for remembered in (kinds._loaded, kinds._brought):
         remembered.cache_clear()
 
