@@ -53,17 +53,12 @@ class Busy:
             await asyncio.sleep(0.001)
 
 
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("takes", [False, True])
-@pytest.mark.parametrize("coding", CODINGS)
-async def test_a_reader_of_one_run(coding: str | None, takes: bool) -> None:
-    busy = Busy(coding)
-    stream = Stream(busy.subscription(Wire("sse")), busy.connection, busy.options)
-    task = busy.task = asyncio.create_task(stream.run())
+async def cut_unless_it_takes(busy: Busy, reader: Stream | Multiplex, *, takes: bool) -> None:
+    task = busy.task = asyncio.create_task(reader.run())
     now = asyncio.get_running_loop().time()
     for second in range(12):
         await busy.speak()
-        stream.beat(now + second)
+        reader.beat(now + second)
         if takes:
             busy.plain.took(400)
         for _ in range(3):
@@ -72,10 +67,19 @@ async def test_a_reader_of_one_run(coding: str | None, takes: bool) -> None:
             break
     assert task.done() is not takes
     if takes:
-        stream.say_goodbye(SLOW)
+        reader.say_goodbye(SLOW)
     with pytest.raises(Farewell):
         await task
     assert takes or SLOW_S <= second <= SLOW_S + 2
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("takes", [False, True])
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_a_reader_of_one_run(coding: str | None, takes: bool) -> None:
+    busy = Busy(coding)
+    stream = Stream(busy.subscription(Wire("sse")), busy.connection, busy.options)
+    await cut_unless_it_takes(busy, stream, takes=takes)
 
 
 @pytest.mark.timeout(20)
@@ -85,20 +89,4 @@ async def test_a_reader_of_many_runs(coding: str | None, takes: bool) -> None:
     busy = Busy(coding)
     multiplex = Multiplex(busy.connection, "many-sse", busy.options, Tally())
     multiplex.add(RunKey("main", "run"), busy.subscription(RunWire("many-sse", "run")), lambda: None)
-    task = busy.task = asyncio.create_task(multiplex.run())
-    now = asyncio.get_running_loop().time()
-    for second in range(12):
-        await busy.speak()
-        multiplex.beat(now + second)
-        if takes:
-            busy.plain.took(400)
-        for _ in range(3):
-            await asyncio.sleep(0)
-        if task.done():
-            break
-    assert task.done() is not takes
-    if takes:
-        multiplex.say_goodbye(SLOW)
-    with pytest.raises(Farewell):
-        await task
-    assert takes or SLOW_S <= second <= SLOW_S + 2
+    await cut_unless_it_takes(busy, multiplex, takes=takes)
