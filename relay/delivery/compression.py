@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, Protocol
 
 from relay.delivery.stream import Flow
+from relay.fanout.crowd import Way
 
 Coding = Literal["gzip", "zstd"]
 
@@ -153,7 +154,9 @@ class Compressed:
         if data and not self._below.closing:
             self._put(self._encoder.piece(data))
 
-    write = put
+    @property
+    def way(self) -> Way:
+        return Way(self.put, self.put)
 
     def complete(self) -> None:
         """What makes the body whole; only for a proper end."""

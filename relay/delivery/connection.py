@@ -7,16 +7,19 @@ is one itself (relay.web.slim_connection). Both must say when they are full, can
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Protocol, cast
 
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 
 from relay.delivery.stream import Flow
+from relay.fanout.crowd import Way
 
 TAKING_S = 30.0
 """How long a client to whom nothing more is written may take nothing of what was."""
@@ -40,9 +43,11 @@ class Telling(BaseProtocol):
             self.flow.resumed()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        super().connection_lost(exc)
-        if self.flow is not None:
-            self.flow.lost()
+        try:
+            super().connection_lost(exc)
+        finally:  # whatever happens: from here on the descriptor is closed, and given to somebody else (see `way_of`)
+            if self.flow is not None:
+                self.flow.lost()
 
 
 class Served(Protocol):
@@ -57,7 +62,7 @@ class Served(Protocol):
 
 
 class TransportConnection:
-    __slots__ = ("_drain", "_http_1_1", "_protocol", "_transport", "write")
+    __slots__ = ("_drain", "_http_1_1", "_protocol", "_transport")
 
     def __init__(self, request: web.BaseRequest) -> None:
         if request.transport is None:
@@ -66,7 +71,10 @@ class TransportConnection:
         self._transport: asyncio.Transport = request.transport
         self._drain = request.writer.drain
         self._http_1_1 = request.version >= (1, 1)
-        self.write: Callable[[bytes], None] = self._transport.write
+
+    @property
+    def way(self) -> Way:
+        return way_of(self._transport, alone=False)  # aiohttp answers pings
 
     def put(self, data: bytes) -> None:
         if not self._transport.is_closing():
@@ -115,6 +123,22 @@ class TransportConnection:
     def _reset_if_ambiguous(self) -> None:
         if not self._http_1_1:
             reset_at_close(self._transport)
+
+
+def way_of(transport: asyncio.Transport, *, alone: bool) -> Way:
+    """How a crowd writes to this transport: by its descriptor, where bytes go out as they are and nothing is before them.
+
+    `alone`: nobody writes to it but a stream, and the crowd in which that stands.
+
+    Two things make that safe. The descriptor is closed, and may be another client's, only after `connection_lost` has
+    returned (asyncio's transports and uvloop's call it first), and whoever stands in a crowd leaves it in there
+    (`Telling`). And while the transport holds bytes that were not taken, a crowd goes through it (`relay.fanout.crowd`).
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or os.name != "posix" or transport.get_extra_info("sslcontext") is not None:
+        return Way(transport.write, transport.write)
+    pending = transport.get_write_buffer_size
+    return Way(partial(os.write, sock.fileno()), transport.write, None if alone and not pending() else pending)
 
 
 def close_in_time(transport: asyncio.Transport) -> None:

@@ -26,7 +26,7 @@ from relay.core.wires import Notice
 from relay.delivery.options import DeliveryOptions
 from relay.delivery.pulse import Lag
 from relay.delivery.turns import LOOK_BYTES, Turns, catching_up
-from relay.fanout.crowd import Crowd
+from relay.fanout.crowd import Crowd, Way
 from relay.fanout.subscription import Subscription
 
 
@@ -53,8 +53,8 @@ class Connection(Protocol):
         """The backlog is so large that writing on would only fill our memory."""
 
     @property
-    def write(self) -> Callable[[bytes], None]:
-        """The transport's own, for crowds: never waits. Once the client is gone it may raise (uvloop's does)."""
+    def way(self) -> Way:
+        """For crowds. Once the client is gone it may raise (uvloop's transport does)."""
 
     def put(self, data: bytes) -> None:
         """Never waits, never raises; of no effect when the client is gone."""
@@ -132,7 +132,6 @@ class Stream:
         "_written_at",
         "expires_at",
         "woken",
-        "write",
     )
 
     def __init__(
@@ -150,7 +149,6 @@ class Stream:
         """When the reader's access ends, by our monotonic clock; None for never."""
         self.woken: Callable[[], None] = _nobody
         """Called when `advance` has something to do. May be called when it has not, or is at it already."""
-        self.write = connection.write
         self._sub = subscription
         self._connection = connection
         self._options = options
@@ -292,6 +290,10 @@ class Stream:
     def _join(self) -> None:
         self.moved(self._sub.topic.join(self, self._sub))
 
+    @property
+    def way(self) -> Way:
+        return self._connection.way
+
     def moved(self, crowd: Crowd) -> None:
         """Called by the crowds: it stands in this one now."""
         self._read_off()
@@ -392,6 +394,8 @@ class Stream:
         self._base += len(data)
         self._written_at = time.monotonic()
         self._connection.put(data)
+        if self._crowd is not None and self._connection.backlog:
+            self._crowd.add(self)  # for what comes next there is another way
 
     def _tell_position(self) -> None:
         """Events were filtered out: move the cursor the client would resume from, at most once a second."""

@@ -14,10 +14,11 @@ from aiohttp import HttpVersion11, web
 
 from relay import telemetry
 from relay.delivery.compression import CarrierCompressed
-from relay.delivery.connection import Telling, close_in_time, reset_at_close
+from relay.delivery.connection import Telling, close_in_time, reset_at_close, way_of
 from relay.delivery.http import EventStream
 from relay.delivery.stream import Flow
 from relay.delivery.viewer import Viewer
+from relay.fanout.crowd import Way
 from relay.web.stream_head import stream_head
 
 if TYPE_CHECKING:
@@ -81,10 +82,10 @@ class Connection(Telling):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.write = _nowhere
+        super().connection_lost(exc)
         self._slim.forget(self)
         if self._opening is not None:
             self._opening.cancel()
-        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._busy:
@@ -215,6 +216,11 @@ class Connection(Telling):
             self._queue()
 
     # --- what a stream wants of its connection ----------------------------------------------------------------------
+    @property
+    def way(self) -> Way:
+        assert self.transport is not None, "who stands in a crowd is connected"
+        return way_of(self.transport, alone=True)
+
     def put(self, data: bytes) -> None:
         if not self.closing:
             self.write(data)

@@ -20,6 +20,7 @@ from relay.delivery.options import DeliveryOptions
 from relay.delivery.stream import Flow, Stream
 from relay.delivery.turns import Turns
 from relay.delivery.viewer import Viewer
+from relay.fanout.crowd import Crowd, Way
 from relay.fanout.subscription import Subscription
 from relay.fanout.topic import Topic
 from relay.store.log import LogState
@@ -39,6 +40,7 @@ class FakeConnection:
         self._held = 0
         self._flow: Flow | None = None
         self.full = False
+        self.way = Way(self.write, self.write)
 
     @property
     def backlog(self) -> int:
@@ -89,10 +91,57 @@ class FakeConnection:
         self.leaves()
 
 
+class Narrow(FakeConnection):
+    """One that crowds write to directly: its kernel takes a part or refuses, its transport keeps the rest."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(room)
+        self._left = room // 2
+        """How many bytes the kernel takes until it is emptied."""
+        self._buffer = b""
+
+    @property
+    def way(self) -> Way:  # type: ignore[override]
+        return Way(self._directly, self.write, (lambda: len(self._buffer)) if self._buffer else None)
+
+    @way.setter
+    def way(self, _: Way) -> None: ...
+
+    @property
+    def backlog(self) -> int:
+        return len(self._buffer)
+
+    def _directly(self, data: bytes) -> int:
+        if self.closing:
+            raise ConnectionResetError
+        assert not self._buffer, "what is queued is overtaken"
+        if not self._left:
+            raise BlockingIOError
+        count = min(self._left, len(data))
+        self.got, self._left = self.got + data[:count], self._left - count
+        return count
+
+    def write(self, data: bytes) -> None:
+        if self.closing:
+            return
+        count = 0 if self._buffer or not self._left else self._directly(data)
+        self._buffer += data[count:]
+        if len(self._buffer) > self._room // 4 and not self.full:
+            self.full = True
+            if self._flow is not None:
+                self._flow.paused()
+
+    put = write
+
+    def taken(self) -> None:
+        self.got, self._buffer, self._left = self.got + self._buffer, b"", self._room // 2
+        super().taken()
+
+
 class Reader:
     def __init__(self, topic: Topic, cursor: int, kind: int, room: int, turns: Turns) -> None:
         self.began, self.types = cursor, FILTERS[kind]
-        self.connection = FakeConnection(room)
+        self.connection = Narrow(room) if room % 2 else FakeConnection(room)
         history: Any = None  # the window holds everything
         self.sub = Subscription(topic, history, cursor, Wire(FORMS[kind]), self.types, 200)
         self.stream = Stream(self.sub, self.connection, DeliveryOptions(), turns=turns)
@@ -152,9 +201,11 @@ class World:
         if self.readers:
             self.readers[number % len(self.readers)].connection.leaves()
 
-    def beat(self, _: int) -> None:
+    def beat(self, silent: int) -> None:
         for reader in self.readers:
             if not reader.task.done():
+                reader.stream._read_off()
+                reader.stream._written_at -= 100 * silent
                 reader.stream.beat(asyncio.get_running_loop().time())
 
     async def until(self, fact: Callable[[], bool]) -> None:
@@ -201,7 +252,7 @@ async def test_readers_at_one_place_are_written_the_very_same_bytes_object() -> 
     got: list[list[bytes]] = [[], [], []]
     for number in range(3):
         world.join(0, 10_000, 0)
-        world.readers[number].stream.write = got[number].append
+        world.readers[number].connection.way = Way(got[number].append, got[number].append)
     for _ in range(3):
         await asyncio.sleep(0)
     for count in (1, 5):
@@ -233,7 +284,8 @@ async def test_whoever_of_a_crowd_raises_is_the_one_that_is_cut(broken: set[int]
         return written
 
     for number, reader in enumerate(world.readers):
-        reader.stream.write = writing(number, reader.stream.write)
+        write = writing(number, reader.connection.write)
+        reader.connection.way = Way(write, write)
     for _ in range(3):
         await asyncio.sleep(0)
     world.publish(2)
@@ -257,7 +309,7 @@ async def test_one_whose_write_raises_is_cut_and_the_others_get_their_bytes(erro
     def broken(_: bytes) -> None:
         raise error
 
-    world.readers[1].stream.write = broken
+    world.readers[1].connection.way = Way(broken, broken)
     for _ in range(3):
         await asyncio.sleep(0)
     for count in (2, 3):
@@ -269,6 +321,87 @@ async def test_one_whose_write_raises_is_cut_and_the_others_get_their_bytes(erro
     for reader in world.readers:
         reader.connection.leaves()
     await world.until(lambda: all(reader.task.done() for reader in world.readers))
+
+
+class Told:
+    """A member that takes as many bytes of each write as it is told, or raises, and queues the rest."""
+
+    def __init__(self, *takes: int | Exception) -> None:
+        self.got, self.queued, self.is_cut = b"", b"", False
+        self._takes = list(takes)
+
+    @property
+    def way(self) -> Way:
+        return Way(self._write, self._queue, (lambda: len(self.queued)) if self.queued else None)
+
+    def _write(self, data: bytes) -> int:
+        assert not self.queued, "what is queued is overtaken"
+        take = self._takes.pop(0) if self._takes else len(data)
+        if isinstance(take, Exception):
+            raise take
+        self.got += data[:take]
+        return min(take, len(data))
+
+    def _queue(self, data: bytes) -> None:
+        self.queued += data
+
+    def cut(self) -> None:
+        self.is_cut = True
+
+    def dismissed(self) -> None: ...
+    def moved(self, crowd: Crowd) -> None: ...
+
+
+TAKES = st.one_of(st.integers(0, 9), st.just(BlockingIOError()), st.just(BrokenPipeError()), st.just(RuntimeError()))
+
+
+@given(takes=st.lists(st.lists(TAKES, max_size=4), min_size=1, max_size=6), seqs=st.integers(1, 6))
+def test_what_is_not_taken_is_queued_and_nothing_overtakes_it(takes: list[list[int | Exception]], seqs: int) -> None:
+    async def check() -> None:
+        topic = Topic(RunKey("main", "run"), lambda: 1 << 30)
+        topic.start(LogState())
+        crowd = Crowd("all", Subscription(topic, cast(Any, None), 0, Wire("ndjson"), None, 1 << 20))
+        members = [Told(*some) for some in takes]
+        for member in members:
+            crowd.add(member)
+        wanted = b""
+        for seq in range(1, seqs + 1):
+            wanted += b'{"seq":%d}\n' % seq
+            topic.publish([Event(seq, "message.delta", b'{"seq":%d}' % seq)])
+            crowd.flush()
+            for member in members:
+                if member.is_cut:  # it was given nothing of what it was cut by, and leaves
+                    assert wanted.startswith(member.got)
+                    assert not member.queued
+                    crowd.drop(member)
+                else:
+                    assert member.got + member.queued == wanted
+            if seq % 2:  # their transports are rid of what they held
+                for member in members:
+                    member.got, member.queued = member.got + member.queued, b""
+
+    asyncio.run(check())
+
+
+async def test_a_heartbeat_that_is_not_taken_whole_is_not_overtaken_by_the_next_event() -> None:
+    world = World()
+    world.join(0, 4001, 0)
+    reader = world.readers[0]
+    await world.until(lambda: world.topic.live_count == 1)
+    world.publish(1)
+    await world.until(lambda: reader.seqs == [1])
+    before, ping = reader.connection.got, reader.sub.wire.ping
+    reader.connection._left = 3
+    world.beat(silent=1)
+    assert (reader.connection.got, reader.connection.backlog) == (before + ping[:3], len(ping) - 3)
+    world.publish(1)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert reader.connection.got == before + ping[:3]
+    reader.connection.taken()
+    assert reader.connection.got.startswith(before + ping + b"id: 2\n")
+    reader.connection.leaves()
+    await world.until(reader.task.done)
 
 
 async def test_who_is_full_by_the_position_it_was_told_stands_in_no_crowd() -> None:

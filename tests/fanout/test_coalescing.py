@@ -12,7 +12,7 @@ from relay.core.events import Event, decode, encode
 from relay.core.ids import RunKey
 from relay.core.wires import Wire
 from relay.fanout.coalescing import Coalesce, CoalescingSubscription
-from relay.fanout.crowd import Crowd
+from relay.fanout.crowd import Crowd, Way
 from relay.fanout.history import History
 from relay.fanout.subscription import Subscription
 from relay.fanout.topic import Topic
@@ -36,8 +36,11 @@ class Reader:
         self.crowd = topic.join(self, self.sub)
 
     @property
-    def write(self) -> Callable[[bytes], None]:
-        return lambda data: self.writes.append([decode(line) for line in data.splitlines()])
+    def way(self) -> Way:
+        def write(data: bytes) -> None:
+            self.writes.append([decode(line) for line in data.splitlines()])
+
+        return Way(write, write)
 
     def dismissed(self) -> None:
         self.dismissals += 1
