@@ -10,20 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Hold:
-    __slots__ = ("_let_go",)
+class Hold(list[Callable[[], object]]):
+    """What is let go of, in the order in which it was added. A list itself: one object of every viewer less."""
 
-    def __init__(self) -> None:
-        self._let_go: list[Callable[[], object]] = []
+    __slots__ = ()
 
-    def add(self, let_go: Callable[[], object]) -> None:
-        """`let_go` is called at the end, the last added first. It must not raise."""
-        self._let_go.append(let_go)
+    add = list.append
+    """What is added is called at the end, the last added first. It must not raise."""
 
     def release(self) -> None:
         """The end. Whatever is added later waits for the next one."""
-        while self._let_go:
-            self._let_go.pop()()
+        while self:
+            self.pop()()
 
     def __enter__(self) -> Hold:
         return self
