@@ -58,7 +58,8 @@ class Hub:
     def __init__(self, store: Store, log: Log, wants: Wants, options: FanoutOptions) -> None:
         self._options = options
         self._wants = wants
-        self._topics: dict[RunKey, Topic] = {}
+        self._topics: dict[tuple[str, str], Topic] = {}
+        """By the parts of its run's name: who asks need not make a name first."""
         self._follower = Follower(store, log, options, wants.orphaned)
         self._history = History(log, wants.fetch, page_bytes=options.page_bytes, memory_bytes=options.memory_bytes // 4)
         self.snapshots = Snapshots(log, self._history)
@@ -69,10 +70,10 @@ class Hub:
         """For ever."""
         await self._follower.run()
 
-    def watched(self, key: RunKey) -> bool:
-        """Whether this process follows the run already (so there is no doubt that it exists)."""
-        topic = self._topics.get(key)
-        return topic is not None and topic.ready.is_set() and topic.last_seq > 0
+    def watched(self, upstream: str, run_id: str) -> RunKey | None:
+        """The name of a run that this process follows already (so there is no doubt that it exists); else None."""
+        topic = self._topics.get((upstream, run_id))
+        return topic.key if topic is not None and topic.window.last_seq > 0 and topic.ready.is_set() else None
 
     def shown(self, key: RunKey) -> Seen:
         """What was shown of a run to readers here; nothing of one that nobody watches."""
@@ -130,7 +131,7 @@ class Hub:
         return topic
 
     def _watch(self, topic: Topic, hold: Hold) -> None:
-        if not topic.sealed:
+        if not (topic.state.sealed and topic.sealed):
             self._wants.watch(topic.key)
             hold.add(topic.unwatched)
 
@@ -177,7 +178,7 @@ class Hub:
 
     def settled(self, topic: Topic, cursor: int) -> bool:
         """Whether `settle` has nothing to do."""
-        return not (topic.sealed and cursor > topic.last_seq)
+        return cursor <= topic.window.last_seq or not topic.sealed
 
     def subscribe(
         self,

@@ -82,7 +82,8 @@ class Subscription:
     @property
     def ended(self) -> bool:
         """No more ever, and this reader has all of it."""
-        return self.topic.sealed and self.cursor >= self.topic.state.last_seq
+        topic = self.topic  # its properties cost a call each, and this is asked of everybody who comes
+        return topic.state.sealed and topic.sealed and self.cursor >= topic.state.last_seq
 
     def take(self) -> Slice | None:
         """The next events of the window; None at the live edge, or behind."""

@@ -80,8 +80,8 @@ class Directory:
     def known(self, run_id: str, hint: str | None, thread_id: str | None = None) -> RunKey | None:
         """As `find`, where nobody has to be asked; None where somebody has to be."""
         for upstream in self.candidates(hint):
-            key = RunKey(upstream.name, run_id)
-            if self._hub.watched(key):
+            key = self._hub.watched(upstream.name, run_id)
+            if key is not None:
                 return key
         known = self._known.get(_place(run_id, hint, thread_id))
         if known is None or known[1] <= time.monotonic():
