@@ -110,7 +110,7 @@ class _Server(web.Server):
     head_s: float
 
     def __call__(self) -> Any:
-        return self.slim() if self.slim is not None else self.aiohttp_protocol()
+        return self.aiohttp_protocol() if self.slim is None else self.slim.connection()
 
     def aiohttp_protocol(self) -> web.RequestHandler:
         return _Protocol(self, loop=self._loop, head_s=self.head_s, **self._kwargs)

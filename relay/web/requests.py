@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from aiohttp import hdrs, web
+from multidict import istr
 
 from relay.core.errors import InvalidRequest, NotFound
 from relay.core.events import decode
@@ -15,11 +16,12 @@ from relay.web.admit import Principal
 from relay.web.directory import Directory
 from relay.web.door import PRINCIPAL
 
-UPSTREAM_HEADER: Final = "X-Relay-Upstream"
+UPSTREAM_HEADER: Final = istr("X-Relay-Upstream")
 
 
 def upstream_hint(request: web.Request) -> str | None:
-    return request.query.get("upstream") or request.headers.get(UPSTREAM_HEADER)
+    query = request.query
+    return (query.get("upstream") if query else None) or request.headers.get(UPSTREAM_HEADER)
 
 
 async def the_run(request: web.Request, directory: Directory) -> RunKey:
@@ -44,7 +46,9 @@ async def visible(
 def named_run(request: web.Request) -> tuple[str, str | None]:
     """The run's id and its thread's, if that is named too. Raises InvalidRequest."""
     run_id = checked_id("run_id", request.match_info["run_id"])
-    thread_id = request.match_info.get("thread_id") or request.query.get("thread_id")
+    thread_id = request.match_info.get("thread_id")
+    if not thread_id and request.query:
+        thread_id = request.query.get("thread_id")
     if thread_id is not None:
         checked_id("thread_id", thread_id)
     return run_id, thread_id

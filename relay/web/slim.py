@@ -64,7 +64,8 @@ class Slim:
         self._sweeping: asyncio.TimerHandle | None = None
         self._rows = [(_pattern(route), aio, route) for aio, route in door.known.items() if route.streams]
 
-    def __call__(self) -> Connection:
+    def connection(self) -> Connection:
+        """Of a client that was accepted."""
         return Connection(self, self._loop)
 
     # --- requests ---------------------------------------------------------------------------------------------------
@@ -77,7 +78,9 @@ class Slim:
             found = pattern.match(text)
             if found is not None:
                 parsed = partial(self._parsed, connection, head, found, aio)
-                request = plain.read(text, found, parsed) or parsed()
+                request: web.Request | None = plain.read(text, found, parsed)
+                if request is None:
+                    request = parsed()
                 return None if request is None else (request, route)
         return None
 

@@ -33,7 +33,7 @@ class _Transport:
 async def test_a_head_in_many_pieces_has_one_place_in_the_line() -> None:
     slim = Slim(cast(Any, _Door()), LimitOptions(), cast(Any, asyncio.create_task), cast(Any, None))
     slim.arrivals.spend(1_000)  # nothing is left of this turn
-    one = slim()
+    one = slim.connection()
     one.connection_made(cast(Any, _Transport()))
     one.data_received(b"GET /")
     for _ in range(500):
@@ -58,7 +58,7 @@ async def test_what_breaks_at_the_door_breaks_that_one_and_not_the_line(monkeypa
     slim = Slim(cast(Any, Broken()), LimitOptions(), cast(Any, asyncio.create_task), cast(Any, None))
     slim.arrivals.spend(1_000)  # nothing is left of this turn
     for _ in range(3):
-        one = slim()
+        one = slim.connection()
         one.connection_made(cast(Any, _Transport()))
         one.data_received(b"GET / HTTP/1.1\r\n\r\n")
     assert not asked

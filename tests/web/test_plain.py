@@ -31,7 +31,7 @@ def both(head: bytes) -> tuple[plain.PlainRequest | None, web.Request | None]:
         text = head.decode("latin-1")
         line = LINE.match(text)
         assert line is not None
-        made = slim._parsed(slim(), head, line, cast(Any, None))
+        made = slim._parsed(slim.connection(), head, line, cast(Any, None))
         return plain.read(text, line, lambda: made), made
 
     loop = asyncio.new_event_loop()
@@ -74,6 +74,7 @@ QUERIES = st.one_of(
         st.sampled_from(["a=b", "a", "=", "&", "%", "%zz", "%C3%A9", "%ff", "+", "#", "?", ";", "\"<>\\^`{|}"])
     ).map(lambda parts: "?" + "&".join(parts)),
     st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20).map(lambda text: "?" + text),
+    st.text("ab1_.~*,:/=&-+%", max_size=20).map(lambda text: "?" + text),  # all but the last two stand for themselves
 )  # fmt: skip
 
 
@@ -100,6 +101,11 @@ def test_what_is_plain_is_what_aiohttp_makes_of_it(fields: list[str], query: str
     assert mine.match_info == {"run_id": "r-1"}
     assert mine.path == theirs.path  # what it does not have it gets from the other
     assert mine.if_none_match == theirs.if_none_match
+    for name in theirs.__dict__.keys() - {"_state", "_match_info"}:
+        assert getattr(mine, name) is getattr(theirs, name), name
+    assert mine.content_type == theirs.content_type  # and from its class what begins there
+    with pytest.raises(AttributeError):
+        _ = mine.nothing_of_this_name
 
 
 @pytest.mark.parametrize(
