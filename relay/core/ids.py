@@ -38,7 +38,7 @@ def is_upstream_name(text: str) -> bool:
 
 def checked_id(field: str, text: str) -> str:
     """The id itself, or InvalidRequest that names the field (and never echoes hostile text)."""
-    if not is_id(text):
+    if _ID.fullmatch(text) is None:
         raise InvalidRequest.field(field, "not a valid id", ID_ALLOWED)
     return text
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import ClassVar, Protocol, TypeAlias
 
 from aiohttp import web
 
@@ -24,6 +24,9 @@ from relay.delivery.options import DeliveryOptions
 from relay.delivery.pulse import Pulse
 from relay.delivery.stream import WAITS, Connection, Farewell, State, Stream
 from relay.fanout.subscription import Subscription
+
+Fields: TypeAlias = tuple[tuple[str, str], ...]
+"""Header fields that are the same in many responses: one object for all of them."""
 
 CONTENT_TYPE = {"sse": "text/event-stream", "sse-named": "text/event-stream", "ndjson": "application/x-ndjson"}
 
@@ -42,27 +45,32 @@ class EventStream:
     An endpoint returns it like any other answer; how it is carried to the client is for the listener to know.
     """
 
+    status: ClassVar[int] = 200
+
     subscription: Subscription
     pulse: Pulse
     options: DeliveryOptions
     hold: Hold
     """What is let go of at its end."""
-    headers: dict[str, str]
-    """What every response carries. Of no use once the head is written."""
+    trace_id: str
+    """Of no use once the head is written."""
+    fields: Fields
+    """What every response carries beside it."""
     follow: bool = True
     expires_at: float | None = None
-    stay_s: float = 0.0
-    """How much longer than the run the response stays open, for clients that hold an earlier end for a cut."""
     coding: Coding | None = None
     """How it is compressed. Its wire is not chunked then: it is the compressed bytes that are."""
-
-    @property
-    def status(self) -> int:
-        return 200
+    stay_s: float = 0.0
+    """How much longer than the run the response stays open, for clients that hold an earlier end for a cut."""
 
     @property
     def wire(self) -> AnyWire:
         return self.subscription.wire
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every response carries."""
+        return {"X-Trace-Id": self.trace_id, **dict(self.fields)}
 
     @property
     def head(self) -> dict[str, str]:
@@ -72,10 +80,10 @@ class EventStream:
     def stream(self, connection: Connection) -> Stream:
         """Its stream on this connection, looked after from now on."""
         stream = Stream(
-            self.subscription, connection, self.options,
-            follow=self.follow, expires_at=self.expires_at, turns=self.pulse.turns,
+            self.subscription, connection, self.options, self.follow, self.expires_at, self.pulse.turns
         )  # fmt: skip
-        self.pulse.add(stream, self.wire.form, ages=self.follow and isinstance(self.wire, wires.Wire))
+        wire = self.subscription.wire
+        self.pulse.add(stream, wire.form, ages=self.follow and isinstance(wire, wires.Wire))
         return stream
 
     def over(self, stream: Stream) -> None:

@@ -142,7 +142,7 @@ class Pulse:
 
     def add(self, stream: Beating, wire: str, *, ages: bool = True) -> None:
         """Look after this stream until it is discarded. `ages`: it is none the worse for being cut once in a while."""
-        self._streams[stream] = self._old_at() if ages else math.inf
+        self._streams[stream] = self._old_at() if ages and self._max_age_s != math.inf else math.inf
         telemetry.viewers(wire).inc()
         if self._draining:  # it was let in before, and made ready meanwhile
             stream.say_goodbye(DRAIN)
@@ -191,8 +191,6 @@ class Pulse:
 
     def _old_at(self) -> float:
         """Those that came together do not leave together."""
-        if self._max_age_s == math.inf:
-            return math.inf
         return time.monotonic() + self._max_age_s * _jitter(0.5, 1.0)
 
 

@@ -139,7 +139,6 @@ class Stream:
         subscription: Subscription,
         connection: Connection,
         options: DeliveryOptions,
-        *,
         follow: bool = True,
         expires_at: float | None = None,
         turns: Turns | None = None,

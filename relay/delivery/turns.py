@@ -51,8 +51,9 @@ class Turns:
 
     def take(self, go: Callable[[], object]) -> None:
         """Call `go` at once if nobody is waiting and something is left of this turn, else when its turn has come."""
-        if self.open:
-            self.spend(self._share)
+        if self._left > 0 and not self._line:  # it is open, and the share is spent
+            self._left -= self._share
+            self._renew_soon()
             go()
         else:
             self.ask(go)

@@ -196,4 +196,4 @@ def _is_address(name: str) -> bool:
 
 
 def _is_websocket(request: web.Request) -> bool:
-    return request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
+    return hdrs.UPGRADE in request.headers and request.headers[hdrs.UPGRADE].lower() == "websocket"

@@ -6,8 +6,9 @@ The second of the two places that catch everything: whatever a route raises beco
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -20,7 +21,7 @@ from relay.core.events import encode
 from relay.core.hold import Hold
 from relay.core.ids import ID_ALLOWED, is_id
 from relay.delivery import http
-from relay.delivery.http import EventStream
+from relay.delivery.http import EventStream, Fields
 from relay.web.admit import Access, Admit, Principal, challenge
 
 Answer = web.StreamResponse | EventStream
@@ -29,15 +30,14 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 PRINCIPAL: Final = web.RequestKey("principal", Principal)
 TRACE_ID: Final = web.RequestKey("trace_id", str)
-HEADERS: Final = web.RequestKey("headers", dict[str, str])
-"""What every response carries; a stream has to put it into its own head."""
+FIELDS: Final = web.RequestKey[Fields]("fields")
+"""What every response carries beside its trace id; see `headers_of`."""
 HOLD: Final = web.RequestKey("hold", Hold)
 """What is let go of when the answer is given; with a stream, at its end."""
 OURS: Final = web.RequestKey[Callable[[str], bool]]("ours")
 """Tells whether credentials are a key of this relay."""
 
-_EVERYWHERE: Final = {"X-Content-Type-Options": "nosniff", "Server": "relay"}
-_NO_CORS: Final[dict[str, str]] = {}
+_EVERYWHERE: Final[Fields] = (("X-Content-Type-Options", "nosniff"), ("Server", "relay"))
 _ID_OF: Final = {"runs": "run_id", "threads": "thread_id"}
 
 
@@ -85,8 +85,11 @@ class Door:
     def __init__(self, admit: Admit, refuse: Refuse) -> None:
         self.known: dict[web.AbstractRoute, Route] = {}
         self._admit = admit
+        self._principal = admit.__call__
+        """To call an object by its name costs three times as much."""
         self._ours = admit.knows
         self._refuse = refuse
+        self._new_trace_id = _trace_ids().__next__
 
     def carried(self, route: Route) -> _Handler:
         """The handler of a route, for aiohttp."""
@@ -107,10 +110,10 @@ class Door:
 
         `route` is None where no route takes the request.
         """
-        request[TRACE_ID] = trace_id = os.urandom(16).hex()
-        request[OURS] = self._ours
-        hold = request[HOLD] = Hold()
-        request[HEADERS] = {"X-Trace-Id": trace_id, **_EVERYWHERE, **_cors(request, self._admit)}
+        trace_id, hold = self._new_trace_id(), Hold()
+        origin = self._admit.cors_origin(request)
+        fields = _EVERYWHERE if origin is None else _fields_for(origin)
+        request.update({TRACE_ID: trace_id, OURS: self._ours, HOLD: hold, FIELDS: fields})
         try:
             answer = self._let_in(request, route)
         except Exception as error:  # the request boundary: the client gets an envelope whatever happened
@@ -144,7 +147,7 @@ class Door:
         if request.version > HttpVersion11:  # HTTP/2 has another first line: this is nobody's protocol
             raise VersionNotSupported("HTTP/1.1 and HTTP/1.0 are spoken here")
         try:
-            request[PRINCIPAL] = self._admit(request, route.access, raw_key=route.raw_key, any_body=route.any_body)
+            request[PRINCIPAL] = self._principal(request, route.access, raw_key=route.raw_key, any_body=route.any_body)
         except RelayError as error:
             telemetry.REFUSED.labels(error.code).inc()
             raise
@@ -154,13 +157,21 @@ class Door:
         telemetry.requests(route.name if route else "none", answer.status).inc()
         if not isinstance(answer, EventStream) and not answer.prepared:
             vary = answer.headers.get(hdrs.VARY)
-            answer.headers.update(request[HEADERS])
+            answer.headers.update(headers_of(request))
             if vary is not None:  # it names the origin already, where that makes a difference
                 answer.headers[hdrs.VARY] = vary
         return answer
 
 
 DOOR: Final = web.AppKey("door", Door)
+
+
+def _trace_ids() -> Iterator[str]:
+    """As random as the system's, which is asked for a few hundred at once: each time is a call into the kernel."""
+    while True:
+        drawn = os.urandom(256 * 16).hex()
+        for at in range(0, len(drawn), 32):
+            yield drawn[at : at + 32]
 
 
 def _boundary(door: Door) -> Any:
@@ -248,16 +259,24 @@ def _hostile_id(request: web.Request) -> RelayError | None:
     return InvalidRequest.field(_ID_OF[parts[2]], "not a valid id", ID_ALLOWED)
 
 
-def _cors(request: web.Request, admit: Admit) -> dict[str, str]:
-    origin = admit.cors_origin(request)
-    if origin is None:
-        return _NO_CORS
-    return {
-        "Access-Control-Allow-Origin": origin,
-        "Access-Control-Allow-Methods": "GET, POST",
-        "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID, X-Relay-Upstream, Idempotency-Key, "
-        "If-None-Match",
-        "Access-Control-Expose-Headers": "X-Trace-Id, Retry-After, Link, ETag",
-        "Access-Control-Max-Age": "600",
-        "Vary": "Origin",
-    }
+def headers_of(request: web.Request) -> dict[str, str]:
+    """What every response carries; a stream has to put it into its own head."""
+    fields: Fields = request[FIELDS]
+    return {"X-Trace-Id": request[TRACE_ID], **dict(fields)}
+
+
+@lru_cache(maxsize=64)
+def _fields_for(origin: str) -> Fields:
+    """Of the answers to a page that may read them."""
+    return (
+        *_EVERYWHERE,
+        ("Access-Control-Allow-Origin", origin),
+        ("Access-Control-Allow-Methods", "GET, POST"),
+        (
+            "Access-Control-Allow-Headers",
+            "Authorization, Content-Type, Last-Event-ID, X-Relay-Upstream, Idempotency-Key, If-None-Match",
+        ),
+        ("Access-Control-Expose-Headers", "X-Trace-Id, Retry-After, Link, ETag"),
+        ("Access-Control-Max-Age", "600"),
+        ("Vary", "Origin"),
+    )

@@ -23,7 +23,7 @@ from relay.fanout.hub import Hub
 from relay.fanout.topic import Topic
 from relay.web.caching import cacheable
 from relay.web.directory import Directory
-from relay.web.door import HEADERS, HOLD, PRINCIPAL, Answer
+from relay.web.door import FIELDS, HOLD, PRINCIPAL, TRACE_ID, Answer
 from relay.web.requests import coding_for, known_run, named_run, the_run
 
 _PRIMED_S: Final = 10.0
@@ -45,7 +45,7 @@ class Events:
         """As `get`, where all that is asked for is here: nobody has to be asked for the run, and its topic is open."""
         named = named_run(request)
         form = form_of(request)
-        ask = _Ask(request)
+        ask = _asked(request)
         if form is None or form == "websocket" or not ask.follow:
             return None
         hold = request[HOLD]
@@ -60,7 +60,7 @@ class Events:
         """Everything is checked before the 200: after it there is only the stream."""
         named_run(request)
         form = form_of(request)
-        ask = _Ask(request)
+        ask = _asked(request)
         hold = request[HOLD]
         if form is not None:
             self._pulse.take_place(hold)
@@ -92,16 +92,17 @@ class Events:
         if form.startswith("sse") and _nothing_left(request, topic, ask.cursor):
             return web.Response(status=204)
         coding = coding_for(request, self._options) if form != "websocket" else None
-        wire = _wire(form, chunked=form != "websocket" and coding is None and request.version >= (1, 1))
+        wire = _wire(form, form != "websocket" and coding is None and request.version >= (1, 1))
         return EventStream(
             self._hub.subscribe(topic, ask.cursor, wire, ask.types, snapshot=ask.snapshot, coalesce=ask.coalesce),
             self._pulse,
             self._options,
             request[HOLD],
-            request[HEADERS],
-            follow=ask.follow,
-            expires_at=request[PRINCIPAL].expires_at,
-            coding=coding,
+            request[TRACE_ID],
+            request[FIELDS],
+            ask.follow,
+            request[PRINCIPAL].expires_at,
+            coding,
         )
 
 
@@ -115,10 +116,9 @@ class _Ask:
     limit = 500
     wait_s = 0.0
 
-    def __init__(self, request: web.Request) -> None:
-        query = request.query
-        self.cursor = cursor_of(query, request.headers)
-        if not query:  # nearly always
+    def __init__(self, query: Mapping[str, str], headers: Mapping[str, str]) -> None:
+        self.cursor = cursor_of(query, headers)
+        if not query:
             return
         self.follow = flag_of(query, "follow", default=self.follow)
         self.types = types_of(query.get("types"))
@@ -128,8 +128,17 @@ class _Ask:
         self.wait_s = number_of(query, "wait", default=self.wait_s, low=0, high=60)
 
 
+_FROM_THE_START: Final = _Ask({}, {})
+
+
+def _asked(request: web.Request) -> _Ask:
+    """One for all who ask for nothing of their own: nearly everybody who comes for the first time."""
+    query, headers = request.query, request.headers
+    return _Ask(query, headers) if query or hdrs.LAST_EVENT_ID in headers else _FROM_THE_START
+
+
 @cache
-def _wire(form: Form, *, chunked: bool) -> Wire:
+def _wire(form: Form, chunked: bool) -> Wire:
     """One for all viewers of a kind."""
     return Wire(form, chunked=chunked)
 
@@ -146,15 +155,15 @@ def form_of(request: web.Request) -> Form | None:
     """The representation that was asked for; None is the JSON page. NotAcceptable if we have none of them."""
     query = request.query
     named = flag_of(query, "named", default=False) if query else False
-    if request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
+    headers = request.headers
+    if hdrs.UPGRADE in headers and headers[hdrs.UPGRADE].lower() == "websocket":
         return "websocket"
-    return _accepts(request.headers.get(hdrs.ACCEPT, "*/*"), named=named)
+    return _accepts(headers.get(hdrs.ACCEPT, "*/*"), "sse-named" if named else "sse")
 
 
 @lru_cache(maxsize=256)
-def _accepts(accepted: str, *, named: bool) -> Form | None:
-    """What an Accept header asks for. Nearly all clients send one of a few."""
-    sse: Form = "sse-named" if named else "sse"
+def _accepts(accepted: str, sse: Form) -> Form | None:
+    """What an Accept header asks for, where it may be of any kind `sse`. Nearly all clients send one of a few."""
     known: dict[str, Form | None] = {
         "text/event-stream": sse,
         "text/*": sse,
@@ -192,4 +201,5 @@ def _covers(wildcard: str, kind: str) -> bool:
 
 def _nothing_left(request: web.Request, topic: Topic, cursor: int) -> bool:
     """An EventSource that comes back after the end: only a 204 stops it."""
-    return topic.sealed and cursor >= topic.state.last_seq and came_back(request.query, request.headers)
+    state = topic.state
+    return state.sealed and topic.sealed and cursor >= state.last_seq and came_back(request.query, request.headers)

@@ -20,7 +20,7 @@ from relay.delivery.pulse import Pulse
 from relay.web.admit import Admit, Principal
 from relay.web.conversation import Conversation
 from relay.web.directory import AnyUpstream
-from relay.web.door import HEADERS, PRINCIPAL
+from relay.web.door import PRINCIPAL, headers_of
 from relay.web.gathering import LATER, Desk, Gathering, Wish, over_at
 from relay.web.requests import coding_for, upstream_hint
 from relay.web.roster import Children, Looks, Thread
@@ -53,7 +53,7 @@ class Many:
             begin,
             self._pulse,
             self._options,
-            headers=request[HEADERS],
+            headers=headers_of(request),
             expires_at=principal.expires_at,
         )
 
@@ -76,7 +76,7 @@ class Many:
             Tally(ask.cursor),
             self._pulse,
             self._options,
-            headers=request[HEADERS],
+            headers=headers_of(request),
             expires_at=principal.expires_at,
             coding=coding_for(request, self._options),
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import HttpVersion11, web
 
@@ -55,7 +55,7 @@ class Connection(Telling):
     """Of no interest to any route; asking the system for them would cost every viewer a call."""
 
     def __init__(self, slim: Slim, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
+        Telling.__init__(self, loop)
         self._slim = slim
         self._ahead = b""
         """What was read and belongs to no request yet, or to one that is not whole."""
@@ -74,9 +74,9 @@ class Connection(Telling):
         self.write: Callable[[bytes], None] = _nowhere
 
     # --- what the transport says ------------------------------------------------------------------------------------
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        self.write = self.transport.write
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a stream
+        self.transport = transport
+        self.write = transport.write
         self._slim.connections.add(self)
         self._slim.await_request(self, IDLE_S)
 
@@ -116,30 +116,32 @@ class Connection(Telling):
     def _read(self) -> bool:
         """Its turn has come; false if that is too late."""
         self._queued = False
-        if self._busy or self.closing or not self._ahead:
+        transport, ahead = self.transport, self._ahead
+        if self._busy or not ahead or transport is None or transport.is_closing():
             return False
-        head, mark, rest = self._ahead.partition(_END)
-        if mark:
-            self._take(head + mark, rest)
-        elif len(head) > self._slim.head_bytes or not _HEAD_LIKE.fullmatch(head):
+        end = ahead.find(_END) + len(_END)
+        if end >= len(_END):
+            self._take(ahead[:end], ahead[end:])
+        elif len(ahead) > self._slim.head_bytes or not _HEAD_LIKE.fullmatch(ahead):
             self._hand_over()
         return True
 
     def _take(self, head: bytes, rest: bytes) -> None:
-        found = self._slim.request(self, head)
+        slim = self._slim
+        found = slim.request(self, head)
         if found is None:
             self._hand_over()
             return
         request, route = found
         self._busy, self._ahead = True, rest
-        self._slim.awaits_no_more(self)
+        slim.awaits_no_more(self)
         self._http_1_1, self._keep_alive = request.version >= HttpVersion11, request.keep_alive and not self.last
         try:
-            answer = self._slim.door.at_once(request, route)
+            answer = slim.door.at_once(request, route)
             if isinstance(answer, EventStream):
                 self._begin(answer)
             else:
-                self._opening = self._slim.spawn(self._answer(request, route, answer))
+                self._opening = slim.spawn(self._answer(request, route, answer))
         except Exception as error:  # as in the task of `_answer`: it breaks this one, and not the line it stood in
             self.abort()
             if not isinstance(error, ConnectionError):
@@ -178,10 +180,10 @@ class Connection(Telling):
         """The 200, and what there is already."""
         try:
             head = stream_head(answer, http_1_1=self._http_1_1, keep_alive=self._keep_alive)
-            answer.headers = _WRITTEN
+            answer.trace_id = ""  # a string of every viewer's own
             self._keep_alive = self._keep_alive and self._http_1_1
             if answer.coding is None:
-                self.write(head + answer.wire.ping)
+                self.write(head + answer.subscription.wire.ping)
                 Viewer(answer, self, self._slim.spawn).start()
                 return
             self.write(head)
@@ -281,9 +283,6 @@ class Connection(Telling):
     def _reset_if_ambiguous(self, transport: asyncio.Transport) -> None:
         if self._busy and not self._http_1_1:
             reset_at_close(transport)
-
-
-_WRITTEN: Final[dict[str, str]] = {}
 
 
 def _nowhere(_: bytes) -> None:

@@ -32,7 +32,7 @@ from relay.providers import native, wishes
 from relay.providers.own import ThreadQuery
 from relay.store.log import Log
 from relay.web.directory import Directory
-from relay.web.door import HEADERS, HOLD, PRINCIPAL
+from relay.web.door import FIELDS, HOLD, PRINCIPAL, TRACE_ID
 from relay.web.requests import coding_for, the_run, upstream_hint
 from relay.web.resends import Attempt, Resends
 from relay.web.runs import Pumping
@@ -259,7 +259,8 @@ class Ground:
             self.pulse,
             self.delivery,
             request[HOLD],
-            request[HEADERS],
+            request[TRACE_ID],
+            request[FIELDS],
             follow=follow,
             expires_at=request[PRINCIPAL].expires_at,
             stay_s=stay_s,

@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 from relay.core.errors import NotFound, RelayError, TooLarge, Unsupported
 from relay.ingest.own_upstream import OwnUpstream
 from relay.ingest.upstream import Upstream
-from relay.web.door import HEADERS, OURS
+from relay.web.door import OURS, headers_of
 from relay.web.faces.ground import Ground
 
 CREDENTIALS: Final = "X-Upstream-Authorization"
@@ -94,7 +94,7 @@ class _Passage:
         query, sent = _theirs(request.rel_url.raw_query_string), self._sent(request)
         pieces = body.pieces() if request.body_exists else None
         async with upstream.passage(request.method, path, query, sent, pieces) as answer:
-            response = web.StreamResponse(status=answer.status, headers=request[HEADERS])
+            response = web.StreamResponse(status=answer.status, headers=headers_of(request))
             for name, value in answer.headers.items():
                 if name.lower() not in _NOT_GIVEN and not name.lower().startswith("access-control-"):
                     response.headers.add(name, value)
