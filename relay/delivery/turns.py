@@ -21,25 +21,32 @@ LOOK_BYTES: Final = 16_384
 
 
 class Turns:
-    """A line in front of what may cost `budget` units (bytes, requests) per turn of the loop."""
+    """A line in front of what may cost `budget` units (bytes, requests) per turn of the loop.
 
-    __slots__ = ("_budget", "_left", "_line", "_renewing", "_share")
+    A budget is renewed when it is used up, and not before: those who come one at a time need not be counted by the turn,
+    and a turn of the loop is not made for them. So a turn takes at most what it could if each had a budget of its own.
+    """
+
+    __slots__ = ("_budget", "_left", "_line", "_loop", "_renewing", "_share")
 
     def __init__(self, budget: int, share: int) -> None:
         """`share`: how many units one of the line is thought to take."""
         self._budget = self._left = budget
         self._share = share
         self._line: deque[Callable[[], object]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Whose turns they are, once that matters: to ask for it each time would be a call into the kernel."""
         self._renewing = False
 
     @property
     def open(self) -> bool:
-        """Nobody is waiting, and something is left of this turn: whoever comes may go at once."""
+        """Nobody is waiting, and something is left: whoever comes may go at once."""
         return self._left > 0 and not self._line
 
     def spend(self, units: int) -> None:
         self._left -= units
-        self._renew_soon()
+        if self._left <= 0:
+            self._renew_soon()
 
     def ask(self, go: Callable[[], object]) -> None:
         """Call `go` when its turn has come: at the next turn of the loop at the earliest.
@@ -50,10 +57,9 @@ class Turns:
         self._renew_soon()
 
     def take(self, go: Callable[[], object]) -> None:
-        """Call `go` at once if nobody is waiting and something is left of this turn, else when its turn has come."""
-        if self._left > 0 and not self._line:  # it is open, and the share is spent
-            self._left -= self._share
-            self._renew_soon()
+        """Call `go` at once if nobody is waiting and something is left, else when its turn has come."""
+        if self._left > 0 and not self._line:  # it is open
+            self.spend(self._share)
             go()
         else:
             self.ask(go)
@@ -72,7 +78,8 @@ class Turns:
     def _renew_soon(self) -> None:
         if not self._renewing:
             self._renewing = True
-            asyncio.get_running_loop().call_soon(self._renew)
+            loop = self._loop = self._loop or asyncio.get_running_loop()
+            loop.call_soon(self._renew)
 
     def _renew(self) -> None:
         self._renewing = False

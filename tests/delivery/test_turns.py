@@ -62,6 +62,29 @@ async def test_what_is_left_of_a_turn_may_be_used_at_once_and_not_more() -> None
     assert turns.open
 
 
+async def test_a_budget_is_renewed_when_it_is_used_up_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who come one by one, each in a turn of the loop of its own, do not have another made for each."""
+    turns, renewed, went = Turns(10, 1), 0, 0
+
+    def go() -> None:
+        nonlocal went
+        went += 1
+
+    real = Turns._renew
+
+    def counted(self: Turns) -> None:
+        nonlocal renewed
+        renewed += 1
+        real(self)
+
+    monkeypatch.setattr(Turns, "_renew", counted)
+    for number in range(1, 101):
+        turns.take(go)
+        assert went == number
+        await passes(1)
+    assert renewed == 10
+
+
 async def test_live_readers_have_their_turn_however_long_the_line() -> None:
     """A thousand who catch up, each for ten slices, and one who only wants to be called now and then."""
     turns = Turns(8, 1)
