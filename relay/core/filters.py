@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from relay.core.errors import InvalidRequest
 
@@ -57,8 +58,13 @@ def _matches(pieces: list[str], kind: str) -> bool:
 
 def types_of(text: str | None) -> Types | None:
     """The filter of a query; None when the reader wants everything."""
-    if text is None or text == "":
-        return None
+    patterns = _patterns_of(text) if text else ()
+    return Types(patterns) if patterns else None  # a new one for each: it remembers what it was asked
+
+
+@lru_cache(maxsize=64)
+def _patterns_of(text: str) -> tuple[str, ...]:
+    """The globs of a filter, the same for all that mean the same; none if it lets everything through."""
     patterns = [piece.strip() for piece in text.split(",")]
     if len(patterns) > _MOST:
         raise InvalidRequest.field("types", "too many patterns", f"at most {_MOST}")
@@ -68,4 +74,4 @@ def types_of(text: str | None) -> Types | None:
     patterns = [re.sub(r"\*+", "*", pattern) for pattern in patterns]
     if any(pattern.count("*") > 4 for pattern in patterns):
         raise InvalidRequest.field("types", "too many stars in one pattern", "at most 4")
-    return None if "*" in patterns else Types(tuple(sorted(set(patterns))))
+    return () if "*" in patterns else tuple(sorted(set(patterns)))

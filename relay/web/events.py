@@ -120,12 +120,18 @@ class _Ask:
         self.cursor = cursor_of(query, headers)
         if not query:
             return
-        self.follow = flag_of(query, "follow", default=self.follow)
-        self.types = types_of(query.get("types"))
-        self.snapshot = flag_of(query, "snapshot", default=self.snapshot)
-        self.coalesce = coalesce_of(query)
-        self.limit = count_of(query, "limit", default=self.limit, low=1, high=_LIMIT)
-        self.wait_s = number_of(query, "wait", default=self.wait_s, low=0, high=60)
+        if "follow" in query:
+            self.follow = flag_of(query, "follow", default=self.follow)
+        if "types" in query:
+            self.types = types_of(query["types"])
+        if "snapshot" in query:
+            self.snapshot = flag_of(query, "snapshot", default=self.snapshot)
+        if "coalesce" in query or "coalesce_ms" in query:
+            self.coalesce = coalesce_of(query)
+        if "limit" in query:
+            self.limit = count_of(query, "limit", default=self.limit, low=1, high=_LIMIT)
+        if "wait" in query:
+            self.wait_s = number_of(query, "wait", default=self.wait_s, low=0, high=60)
 
 
 _FROM_THE_START: Final = _Ask({}, {})
@@ -154,7 +160,7 @@ def coalesce_of(query: Mapping[str, str]) -> Coalesce | None:
 def form_of(request: web.Request) -> Form | None:
     """The representation that was asked for; None is the JSON page. NotAcceptable if we have none of them."""
     query = request.query
-    named = flag_of(query, "named", default=False) if query else False
+    named = flag_of(query, "named", default=False) if "named" in query else False
     headers = request.headers
     if hdrs.UPGRADE in headers and headers[hdrs.UPGRADE].lower() == "websocket":
         return "websocket"

@@ -93,3 +93,12 @@ def test_what_is_remembered_is_bounded() -> None:
         assert types.allows(f"run.{i}")
         assert not types.allows(f"x.{i}")
     assert len(types._known) <= 1024
+
+
+def test_what_one_filter_was_asked_is_forgotten_with_its_reader() -> None:
+    first, second = types_of("run.*,tool.*"), types_of("tool.*,run.*")
+    assert first is not None
+    assert second is not None
+    assert first == second
+    assert first.allows("run.started")
+    assert not second._known
