@@ -11,6 +11,8 @@ from functools import lru_cache
 from typing import Final
 
 _SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?")
+_PLAIN_BYTES: Final = 16
+"""A size with nothing behind it is no longer."""
 _LINE_BYTES: Final = 4096
 """A longer line of a chunk's size and extensions, or of a trailer, is none."""
 
@@ -72,15 +74,21 @@ class Chunked:
 
 
 def _whole(data: bytes, parts: list[bytes]) -> int:
-    """The usual case: whole chunks. Where they end; what follows is left to the rules."""
+    """The usual case: whole chunks without CRLF in them. Where they end; what follows is left to the rules.
+
+    One split for all of them: asking for each line's end takes three times as long.
+    """
     at = 0
-    while (end := data.find(b"\r\n", at, at + 18)) > 0:
-        size = _size(data[at:end])
-        stop = end + 2 + size
-        if not size or data[stop : stop + 2] != b"\r\n":
+    lines = data.split(b"\r\n")
+    for i in range(0, len(lines) - 2, 2):
+        line, part = lines[i], lines[i + 1]
+        if len(line) > _PLAIN_BYTES:
             break
-        parts.append(data[end + 2 : stop])
-        at = stop + 2
+        size = _size(line)
+        if not size or size != len(part):
+            break
+        parts.append(part)
+        at += len(line) + size + 4
     return at
 
 

@@ -91,7 +91,11 @@ class Run:
         self.last_seq = seq
         if draft.type in _TELLING:
             self._note(draft.type, body)
-        return Event(seq, draft.type, _encoded(body))
+        try:
+            json = encode(body)
+        except ValueError:  # deeper than can be written: the seq must not be lost for it
+            json = _without_depth(body)
+        return Event(seq, draft.type, json)
 
     def _note(self, kind: str, body: dict[str, Any]) -> None:
         """What an event says of the run's life."""
@@ -116,12 +120,9 @@ def status_after(events: Iterable[Event]) -> str:
     return status
 
 
-def _encoded(body: dict[str, Any]) -> bytes:
-    try:
-        return encode(body)
-    except ValueError:  # deeper than can be written: the seq must not be lost for it
-        kept = {name: value for name, value in body.items() if isinstance(value, str | int)}
-        return encode({**kept, "data": {"undecodable": True}})
+def _without_depth(body: dict[str, Any]) -> bytes:
+    kept = {name: value for name, value in body.items() if isinstance(value, str | int)}
+    return encode({**kept, "data": {"undecodable": True}})
 
 
 def _is_nested(data: object) -> bool:

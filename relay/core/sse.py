@@ -112,13 +112,16 @@ class Decoder:
         """Whole blocks as nearly every server writes them, one match each; what follows them is left to the rules."""
         if _CR in chunk or len(chunk) > min(self._max, MAX_FIELD_BYTES):
             return chunk
-        at = 0
-        while (found := _USUAL.match(chunk, at)) is not None:
-            named, event, data = found.groups()
-            if named is not None:
-                self.last_event_id = named.decode("utf-8", "replace")
-            messages.append(Message(data, event.decode("utf-8", "replace") if event else "", self.last_event_id))
-            at = found.end()
+        at, last_id = 0, self.last_event_id
+        try:
+            while (found := _USUAL.match(chunk, at)) is not None:
+                named, event, data = found.groups()
+                given = last_id if named is None else named.decode()
+                messages.append(Message(data, event.decode() if event else "", given))
+                at, last_id = found.end(), given
+        except UnicodeDecodeError:  # an id or a type with bad bytes in it: a rule, too
+            pass
+        self.last_event_id = last_id
         return chunk[at:]
 
     def _without_bom(self, chunk: bytes) -> bytes:

@@ -149,13 +149,18 @@ def _drafts(upstream: Upstream, run_id: str, messages: list[Message]) -> list[Dr
 
 def now_text() -> str:
     """The time by our clock, as every `created_at` of ours is written."""
-    second, ms = divmod(int(time.time() * 1000), 1000)
-    return _SECOND_AND_MS % (_text_of(second), ms)
+    return _text_of(int(time.time() * 1000))
 
 
 @lru_cache(maxsize=1)
-def _text_of(second: int) -> str:
-    """Remembered, because every piece of every stream asks."""
+def _text_of(unix_ms: int) -> str:
+    """Remembered, because every piece of every stream asks, and many come within the same millisecond."""
+    second, ms = divmod(unix_ms, 1000)
+    return _SECOND_AND_MS % (_text_of_second(second), ms)
+
+
+@lru_cache(maxsize=1)
+def _text_of_second(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
 
 

@@ -27,15 +27,30 @@ def packed_append(head: bytes, prev: int, limits: bytes, fields: Mapping[str, st
         b"*%d\r\n" % (12 + 2 * len(fields) + 3 * len(events)), head, b"$%d\r\n%b\r\n" % (len(at), at), limits
     ]  # fmt: skip
     parts.append(words(len(fields), *[part for field in fields.items() for part in field]) if fields else _NO_FIELDS)
+    kinds = _KINDS
     for event in events:
-        seq, kind, json = b"%d" % event.seq, event.type.encode("utf-8", "replace"), event.json
+        seq, json = b"%d" % event.seq, event.json
+        kind = kinds.get(event.type) or _packed_kind(event.type)
         parts.append(
-            b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(seq), seq, len(kind), kind, len(json), json)
+            b"$%d\r\n%b\r\n%b$%d\r\n%b\r\n" % (len(seq), seq, kind, len(json), json)
         )  # one format for all three: each call costs more than what it does
     return b"".join(parts)
 
 
+def _packed_kind(kind: str) -> bytes:
+    """An event's type as a word, remembered: there are few, but their names are the upstream's."""
+    if len(_KINDS) >= _MOST_KINDS:
+        _KINDS.clear()
+    if len(kind) > _KIND_LETTERS:
+        return words(kind.encode("utf-8", "replace"))
+    word = _KINDS[kind] = words(kind.encode("utf-8", "replace"))
+    return word
+
+
 _NO_FIELDS = words(0)
+_KINDS: dict[str, bytes] = {}
+_MOST_KINDS = 512
+_KIND_LETTERS = 128
 
 
 def packed_range(head: bytes, after: int, most: int) -> bytes:

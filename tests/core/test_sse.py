@@ -473,6 +473,7 @@ def test_what_frame_writes_the_decoder_reads(
         b"id: 1\n\ndata: x\n\nid: \ndata: y\n\n",
         b"data: x\rdata: y\n\ndata: z\n\n",
         b"xdata: x\n\ndata: y\n\n",
+        b"id: 1\ndata: x\n\nid: \xff2\ndata: y\n\nid: 3\nevent: \xfe\ndata: z\n\ndata: \xff\n\n",
     ],
 )
 def test_the_usual_form_is_no_other_road(stream: bytes) -> None:

@@ -20,13 +20,39 @@ NATIVE_FIELD: Final = {"message.delta": ("content_delta", "content")}
 
 
 def drafts(message: Message, *, run_id: str, received_at: str) -> list[Draft]:
+    """The one event of a message, made of its envelope in place: that was decoded for this and is nobody else's."""
     envelope = _envelope(message)
-    seq = _seq(envelope.get("seq"), message.id)
-    if seq is None:
-        return []
-    given = envelope.get("type")
-    kind = given if isinstance(given, str) and given else message.event or "unknown"
-    return [_draft(seq, kind, envelope, run_id=run_id, received_at=received_at)]
+    seq = envelope.get("seq")
+    if type(seq) is not int or not 1 <= seq <= MAX_SEQ:
+        seq = envelope["seq"] = _seq(message.id)
+        if seq is None:
+            return []
+    kind = envelope.get("type")
+    if type(kind) is not str or not kind:
+        kind = envelope["type"] = message.event or "unknown"
+    native = NATIVE_TYPE.get(kind, kind)
+    _complete(envelope, kind, run_id, received_at)
+    if native != kind:
+        envelope["type"] = native
+        envelope["upstream_type"] = kind
+    return [Draft(seq, native, envelope)]
+
+
+def _complete(envelope: dict[str, Any], kind: str, run_id: str, received_at: str) -> None:
+    """Add what every native event has. Only what is missing is written, for nearly every event has most of it."""
+    data = envelope.setdefault("data", {})
+    fields = NATIVE_FIELD.get(kind)
+    if fields is not None and type(data) is dict:
+        theirs, ours = fields
+        if theirs in data and ours not in data:
+            data[ours] = data[theirs]
+    created_at = envelope.get("created_at")
+    if type(created_at) is not str or not created_at:
+        ts = envelope.get("ts")
+        envelope["created_at"] = ts if type(ts) is str and ts else received_at
+    given = envelope.get("run_id")
+    if type(given) is not str or not given:
+        envelope["run_id"] = run_id
 
 
 def _envelope(message: Message) -> dict[str, Any]:
@@ -42,32 +68,9 @@ def _envelope(message: Message) -> dict[str, Any]:
     return {"data": {"undecodable": True, "bytes": len(message.data)}}
 
 
-def _seq(given: object, last_event_id: str) -> int | None:
-    if type(given) is int and 1 <= given <= MAX_SEQ:
-        return given
+def _seq(last_event_id: str) -> int | None:
+    """The number of an event whose envelope has none."""
     if last_event_id.isascii() and last_event_id.isdecimal() and len(last_event_id) <= 19:
         seq = int(last_event_id)
         return seq if 1 <= seq <= MAX_SEQ else None
     return None
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _draft(seq: int, kind: str, envelope: dict[str, Any], *, run_id: str, received_at: str) -> Draft:
-    native = NATIVE_TYPE.get(kind, kind)
-    data = envelope.get("data", {})
-    if kind in NATIVE_FIELD and isinstance(data, dict):
-        theirs, ours = NATIVE_FIELD[kind]
-        if theirs in data and ours not in data:
-            data[ours] = data[theirs]
-    # The envelope is ours alone: it was decoded for this one draft, which is made of it in place.
-    envelope["seq"] = seq
-    envelope["type"] = native
-    envelope["data"] = data
-    envelope["created_at"] = _text(envelope.get("created_at")) or _text(envelope.get("ts")) or received_at
-    envelope["run_id"] = _text(envelope.get("run_id")) or run_id
-    if native != kind:
-        envelope["upstream_type"] = kind
-    return Draft(seq, native, envelope)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from relay.core.errors import RelayError
-from relay.core.events import Draft, encode
-from relay.core.sse import Message
-from relay.providers.arkloop import events, runs
+from relay.core.events import encode
+from relay.providers.arkloop import runs
+from relay.providers.arkloop.events import drafts
 from relay.providers.contract import Ask, RunsQuery
 
 # Arkloop's gateway exempts a stream from its rate limit only if Accept names it and the path ends in /events.
@@ -31,8 +31,7 @@ class Arkloop:
         query = {"after_seq": str(after_seq), "follow": "true" if follow else "false"}
         return Ask("GET", f"/v1/runs/{run_id}/events", query, _STREAM)
 
-    def drafts(self, message: Message, *, run_id: str, received_at: str) -> list[Draft]:
-        return events.drafts(message, run_id=run_id, received_at=received_at)
+    drafts = staticmethod(drafts)
 
     def get_run(self, run_id: str) -> Ask:
         return Ask("GET", f"/v1/runs/{run_id}", {}, _JSON)
