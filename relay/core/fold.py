@@ -56,19 +56,41 @@ class Fold:
         self._weight = 0
 
     def extend(self, events: Iterable[Event]) -> Fold:
+        """More events, in order; what was folded in already changes nothing. Never raises for what an event holds.
+
+        Texts that go to one place, one after the other, are added as one: most of a run are these.
+        """
+        texts: list[str] = []
+        last, seq = self._last, 0
         for event in events:
-            self.take(event)
+            if event.seq <= self.as_of_seq:
+                continue
+            spoken = Spoken(event) if event.type in TEXTS else None
+            if spoken is not None and last is not None and last[1] == spoken.place and last[0] == spoken.type:
+                self.as_of_seq = event.seq
+                if spoken.text:
+                    texts.append(spoken.text)
+                    seq = event.seq
+                continue
+            if texts:
+                self._go_on(texts, seq)
+                texts = []
+            self._fold(event, spoken)
+            last = self._last
+        if texts:
+            self._go_on(texts, seq)
         return self
 
     def take(self, event: Event) -> None:
-        """One more event; what was folded in already changes nothing. Never raises for what an event holds."""
-        if event.seq <= self.as_of_seq:
-            return
+        """One more event."""
+        self.extend((event,))
+
+    def _fold(self, event: Event, spoken: Spoken | None) -> None:
         self.as_of_seq = event.seq
         if self.status == "queued":
             self.status = "running"
-        if event.type in TEXTS:
-            self._on_delta(Spoken(event))
+        if spoken is not None:
+            self._on_delta(spoken)
         elif (tell := _TELL.get(event.type)) is not None:
             tell(self, Said(event))
             self._open = self._last = None
@@ -83,12 +105,16 @@ class Fold:
 
     # --- text -------------------------------------------------------------------------------------------------------
     def _on_delta(self, said: Spoken) -> None:
-        text, last = said.text, self._last
-        if not text:
-            return
-        if last is None or last[0] != said.type or last[1] != said.place:
-            last = self._last = (said.type, said.place, self._message(said))
-        self._grow(last[2], last[2].text, text, said.seq)
+        if said.text:
+            message = self._message(said)
+            self._last = (said.type, said.place, message)
+            self._grow(message, message.text, said.text, said.seq)
+
+    def _go_on(self, texts: list[str], seq: int) -> None:
+        """More text where the last delta's went."""
+        assert self._last is not None
+        message = self._last[2]
+        self._grow(message, message.text, "".join(texts), seq)
 
     def _message(self, said: Spoken) -> Message:
         """What a delta's text belongs to: its part, else what was said just before, else something new."""

@@ -21,6 +21,8 @@ VALUE_BYTES: Final = 262_144
 
 TEXTS: Final = {kind: fields for kind, fields in DELTAS.items() if kind != "tool.call.delta"}
 """Deltas whose text goes to a message, and its fields."""
+_OUTPUT: Final = frozenset(kind for kind, fields in TEXTS.items() if fields == ("chunk",))
+"""Those that say it in `chunk`; all others in `content`, or only in `content_delta`."""
 _FIELDS: Final = frozenset(field for fields in TEXTS.values() for field in fields)
 _Piece: Any = msgspec.defstruct(
     "_Piece", [*((name, Any, None) for name in SHOWN), *((name, Any, "") for name in _FIELDS)]
@@ -60,10 +62,11 @@ class Spoken:
             wanted = {name: value for name, value in plain.data.items() if name in _Piece.__struct_fields__}
             body = _Delta(_Piece(**wanted), plain.seq_from)
         data = self.place = body.data
-        text = ""
-        for name in TEXTS[event.type]:
-            text = text or getattr(data, name)
-            setattr(data, name, "")
+        if event.type in _OUTPUT:
+            text, data.chunk = data.chunk, ""
+        else:
+            text = data.content or data.content_delta
+            data.content = data.content_delta = ""
         self.text = text if isinstance(text, str) else ""
         if 0 < body.seq_from < self.seq:
             self.seq_from = body.seq_from

@@ -51,6 +51,20 @@ def check_every_cut(events: list[Event], cuts: list[int] | None = None) -> None:
         assert shown(restored(snapshot).extend(events[cut:])) == whole, f"cut behind {cut}"
 
 
+def check_one_by_one(events: list[Event], chance: Random) -> None:
+    """That texts of one place are added together changes nothing, wherever the turns end."""
+    whole, single, turns = Fold().extend(events), Fold(), Fold()
+    for event in events:
+        single.take(event)
+    at = 0
+    while at < len(events):
+        turn = chance.randint(1, len(events))
+        turns.extend(events[max(0, at - 1) : at + turn])  # what was seen before says nothing again
+        at += turn
+    assert shown(whole) == shown(single) == shown(turns)
+    assert whole._weight == single._weight == turns._weight
+
+
 def check_coalescing(events: list[Event], chance: Random, types: Types | None = None) -> None:
     seen = [event for event in events if types is None or types.allows(event.type)]
     merged: list[Event] = []
@@ -89,6 +103,7 @@ def test_both_laws_hold_on_made_up_runs() -> None:
     for seed in range(SEED * RUNS, (SEED + 1) * RUNS):
         events = made_up(seed, 16)
         check_every_cut(events)
+        check_one_by_one(events, Random(seed))
         check_coalescing(events, Random(seed), types_of("message.*,tool.*") if seed % 3 == 0 else None)
 
 
@@ -101,6 +116,7 @@ def test_both_laws_hold_where_the_bounds_bite(monkeypatch: pytest.MonkeyPatch) -
     for seed in range(SEED * RUNS // 4, (SEED + 1) * RUNS // 4):
         events = made_up(seed, 40)
         check_every_cut(events)
+        check_one_by_one(events, Random(seed))
         check_coalescing(events, Random(seed))
         bitten |= {
             word for word in ("left_out", "left_out_units", "truncated") if f'"{word}"'.encode() in folded(events)
@@ -137,7 +153,15 @@ def test_both_laws_hold_on_whatever_an_upstream_may_write(
         for seq, (kind, data) in enumerate(said, 1)
     ]
     check_every_cut(events)
+    check_one_by_one(events, chance)
     check_coalescing(events, chance)
+
+
+def test_every_delta_says_its_text_where_a_fold_looks_for_it() -> None:
+    for kind, fields in sayings.TEXTS.items():
+        for name in fields:
+            assert told((kind, {name: "x"}))["messages"][0]["text"] == "x"
+            assert told((kind, dict.fromkeys(fields, "x")))["messages"][0]["text"] == "x"
 
 
 def test_a_snapshot_of_a_long_run_is_its_text_and_a_little_more() -> None:
