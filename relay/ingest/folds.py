@@ -1,8 +1,9 @@
 """Keeps the folds of long runs beside their logs, so that nobody who joins late has to read a run's history.
 
-Every owner looks once a second which of its runs have grown enough, and folds what is new onto the stored fold: both are
-read from Redis, so nothing is held here between two looks, it does not matter which owner wrote the last one, and a pump
-is never kept waiting. Short runs have no fold: their rows are no more than one would be.
+Every owner looks once a second which of its runs have grown enough, and folds what is new onto the stored fold. That fold
+is read from Redis, so no state is held here between two looks, it does not matter which owner wrote the last one, and a
+pump is never kept waiting. So are the new rows, but for runs that are folded at every look (`recent`). Short runs have no
+fold: their rows are no more than one would be.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Final
 
 from relay import telemetry
 from relay.core.errors import StoreUnavailable
-from relay.core.events import encode
+from relay.core.events import Event, encode
 from relay.core.fold import Fold
 from relay.core.ids import RunKey
+from relay.ingest.recent import Recent, Tail
 from relay.store.log import Lease, Log
 
 _LOOK_S: Final = 1.0
@@ -49,12 +51,32 @@ class _Known:
             self.rows = max(16, min(_ROWS, max(_BYTES, _TIMES * fold_size) // mean))
 
 
+class _Counted:
+    """The events that are folded in one look, a slice in each turn of the loop."""
+
+    __slots__ = ("rows", "size")
+
+    def __init__(self) -> None:
+        self.rows = self.size = 0
+
+    async def onto(self, fold: Fold, events: Sequence[Event]) -> None:
+        for at in range(0, len(events), _SLICE):
+            part = [event for event in events[at : at + _SLICE] if event.seq > fold.as_of_seq]
+            fold.extend(part)
+            self.rows += len(part)
+            self.size += sum([len(event.json) for event in part])
+            await asyncio.sleep(0)
+
+
 class Folds:
     def __init__(self, log: Log, owned: Callable[[], Mapping[Lease, int]]) -> None:
         """`owned`: the runs this process owns, and the last seq of each that is durable."""
         self._log = log
         self._owned = owned
         self._known: dict[RunKey, _Known] = {}
+        self._recent = Recent()
+        self.heard = self._recent.heard
+        """To be told what Redis has confirmed: a run, the seq it was written behind, and its events."""
 
     async def run(self) -> None:
         """For ever."""
@@ -68,6 +90,7 @@ class Folds:
         self._known = {
             lease.key: known for lease in owned if (known := self._known.get(lease.key)) and known.lease == lease
         }
+        folded: list[RunKey] = []
         try:
             await self._meet(
                 [lease for lease, seq in owned.items() if lease.key not in self._known and seq >= self._few]
@@ -76,9 +99,13 @@ class Folds:
                 known = self._known.get(lease.key)
                 if known is not None and last_seq - known.seq >= min(known.rows, max(1, self._log.cap // 2)):
                     known.seq = last_seq  # whatever comes of it: this run is looked at again when it has grown again
-                    await self._fold(known)
+                    folded.append(lease.key)
+                    tail = self._recent.take(lease.key)
+                    self._recent.follow(lease.key)
+                    await self._fold(known, tail)
         except StoreUnavailable:
-            return  # the next look goes on
+            pass  # the next look goes on
+        self._recent.only(folded)
 
     @property
     def _few(self) -> int:
@@ -91,11 +118,12 @@ class Folds:
             seqs = await self._log.fold_seqs([lease.key for lease in leases])
             self._known |= {lease.key: _Known(lease, seq) for lease, seq in zip(leases, seqs, strict=True)}
 
-    async def _fold(self, known: _Known) -> None:
+    async def _fold(self, known: _Known, tail: Tail) -> None:
         """Everything durable, onto the stored fold; nothing if that cannot be read, or the log lost its head before."""
-        fold, generation, rows, size = Fold(), 1, 0, 0
+        fold, generation, events = Fold(), 1, _Counted()
+        most = 0 if tail.events else _SLICE
         while True:
-            found = await self._log.folded(known.lease.key, fold.as_of_seq, _SLICE)
+            found = await self._log.folded(known.lease.key, fold.as_of_seq, most)
             generation = found.generation
             if fold.as_of_seq < generation - 1:
                 fold = Fold(generation - 1)
@@ -106,13 +134,14 @@ class Folds:
                 telemetry.logger(run_id=known.lease.key.run_id).warning("fold.lost", readable=stored is not None)
                 return
             fold = stored
-            fold.extend(found.events)
-            rows += len(found.events)
-            size += sum(len(event.json) for event in found.events)
+            if not most and tail.reaches(fold.as_of_seq):
+                await events.onto(fold, tail.events)
+                break
+            await events.onto(fold, found.events)
             if not found.more:
                 break
-            await asyncio.sleep(0)
-        await self._keep(known, fold, generation, rows, size)
+            most = _SLICE
+        await self._keep(known, fold, generation, events.rows, events.size)
 
     async def _keep(self, known: _Known, fold: Fold, generation: int, rows: int, size: int) -> None:
         written = encode(fold.data())

@@ -16,12 +16,13 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from relay import telemetry
 from relay.core.errors import LeaseLost, LogMoved, Overloaded, RelayError, StoreUnavailable, Unwanted
+from relay.core.events import Event
 from relay.core.ids import RunKey
 from relay.ingest.backfill import Backfills
 from relay.ingest.clocks import Clocks
@@ -75,6 +76,7 @@ class Ingestor:
         """Places for runs that are being made, whose one stream is read here or nowhere."""
         self._backfills = Backfills(log, upstreams, options, self._start_filling, event_bytes=event_bytes)
         self._folds = Folds(log, self._owned)
+        self._committer.durable = self._folds.heard
         self._filling: set[asyncio.Task[None]] = set()
         self._probed: dict[RunKey, float] = {}
         self._clocks = Clocks()
@@ -99,7 +101,13 @@ class Ingestor:
 
     def tells(self, durable: Durable) -> None:
         """Who may have readers here of what is written here: it is told what is durable, and need not read it back."""
-        self._committer.durable = durable
+        heard = self._folds.heard
+
+        def told(key: RunKey, prev: int, events: Sequence[Event]) -> None:
+            durable(key, prev, events)
+            heard(key, prev, events)
+
+        self._committer.durable = told
 
     # --- what others ask for ----------------------------------------------------------------------------------------
     def watch(self, key: RunKey) -> None:

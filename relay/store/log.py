@@ -373,10 +373,15 @@ class Log:
         return [self._readable(key, _count, answer) or 0 for key, answer in zip(keys, answers, strict=True)]
 
     async def keep_fold(self, lease: Lease, generation: int, seq: int, fold: bytes) -> bool:
-        """Store the fold of everything up to `seq` beside the log; false if the run is not this owner's any more."""
+        """Store the fold of everything up to `seq` beside the log.
+
+        False if the run is not this owner's any more, or the log does not hold what was folded.
+        """
         args = (lease.owner, lease.fence, generation, seq, fold)
         script = self._store.scripts["fold"]
-        answer = (await self._call("fold", [ScriptCall(script, (self.keys.run(lease.key),), args)]))[0]
+        answer = (
+            await self._call("fold", [ScriptCall(script, (self.keys.run(lease.key), self.keys.log(lease.key)), args)])
+        )[0]
         return text(answer) == "OK"
 
     # --- threads: some systems ask for a run's thread with every call ------------------------------------------------

@@ -34,10 +34,15 @@ class CountingStore(Store):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.calls: list[str] = []
+        self.rows = 0
+        """Of logs, that came with folds."""
 
     async def call(self, what: str, calls: Sequence[ScriptCall]) -> list[Any]:
         self.calls.append(what)
-        return await super().call(what, calls)
+        answers = await super().call(what, calls)
+        if what == "folded":
+            self.rows += sum(len(answer[3]) for answer in answers)
+        return answers
 
     async def run(self, what: str, *args: Any, **kwargs: Any) -> list[Any]:
         self.calls.append(what)
@@ -299,6 +304,7 @@ async def test_only_the_owner_may_keep_a_fold_and_never_an_older_one(world: Worl
     assert await log.keep_fold(first, 1, 8, b"{}")
     assert not await log.keep_fold(first, 1, 7, b"{}"), "an older one"
     assert not await log.keep_fold(first, 2, 9, b"{}"), "of another generation"
+    assert not await log.keep_fold(first, 1, 100, b"{}"), "of events that this server's log does not hold"
     await log.release([first])
     other = await world.log()
     claim = await world.claim(other, run)
@@ -360,3 +366,39 @@ async def test_the_next_owner_goes_on_from_the_stored_fold(world: World) -> None
     assert fold is not None
     assert fold.as_of_seq == 3002
     assert shown([], fold) == shown(events)
+
+
+async def test_what_passed_since_the_last_look_is_folded_without_reading_it_back(world: World) -> None:
+    run, events = key(), long_run(6000, ["word ", "é"])
+    store = await world.store()
+    log = Log(store, Keys(world._prefix, 8), RetentionOptions(), lease_s=3.0, want_s=60.0)
+    await world.claim(log, run)
+    folds = Folds(log, lambda: {world.lease: world.events[-1].seq} if world.lease else {})
+    asked = []
+    for upto in range(1500, 6001, 1500):
+        for start in range(upto - 1500, upto, 500):
+            await world.write(log, events[start : start + 500])
+            if start != 3500:  # not heard here: as if another owner had written it
+                folds.heard(run, start and events[start - 1].seq, events[start : start + 500])
+        store.rows = 0
+        await folds.look()
+        asked.append(store.rows)
+        fold = Fold.restored((await log.folded(run, 0)).fold)
+        assert fold is not None
+        assert (fold.as_of_seq, shown([], fold)) == (upto, shown(events[:upto]))
+    assert asked == [1500, 0, 1500, 0]
+
+
+async def test_a_run_that_was_not_folded_at_this_look_is_not_held_until_the_next(world: World) -> None:
+    run, events = key(), long_run(2000, ["word "])
+    log = await world.log()
+    await world.claim(log, run)
+    await world.write(log, events[:1500])
+    folds = Folds(log, lambda: {world.lease: world.events[-1].seq} if world.lease else {})
+    await folds.look()
+    await world.write(log, events[1500:1510])
+    folds.heard(run, 1500, events[1500:1510])
+    await folds.look()
+    folds.heard(run, 1510, events[1510:1520])
+    assert not folds._recent._tails
+    assert folds._recent._size == 0
