@@ -6,10 +6,13 @@ Nothing here is called per event: counters of events are moved once per batch.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 
 from relay import logs
 
@@ -35,6 +38,38 @@ class _Gauge(Gauge):
 
     def dec(self, amount: float = 1) -> None:
         self._value.inc(-amount)
+
+
+class Tally:
+    """A series that is counted with every event: an addition, where a counter takes a lock and looks at its arguments."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def inc(self, amount: int) -> None:
+        self.count += amount
+
+
+class TalliedCounter(_Counter):
+    """A counter that takes over what its tallies have counted when somebody looks at it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._tallies: list[tuple[Counter, Tally]] = []
+        super().__init__(*args, **kwargs)
+
+    def tally(self, *labels: str) -> Tally:
+        """For the event loop's thread alone. To be kept: it is counted for as long as the process lives."""
+        tally = Tally()
+        self._tallies.append((self.labels(*labels), tally))
+        return tally
+
+    def collect(self) -> Iterable[Metric]:
+        for counter, tally in self._tallies:
+            counted, tally.count = tally.count, 0
+            counter.inc(counted)
+        return super().collect()
 
 
 def _counter(name: str, meaning: str, *labels: str, registry: CollectorRegistry = REGISTRY) -> Counter:
@@ -133,7 +168,9 @@ STORE_FAILOVERS = _counter(
 TOPICS = _gauge("relay_topics", "Runs watched in this process.")
 WINDOW_BYTES = _gauge("relay_window_bytes", "Event bytes held in memory for watched runs.")
 VIEWERS = _gauge("relay_viewers", "Open streams to clients, by wire.", "wire")
-EVENTS_DELIVERED = _counter("relay_events_delivered_total", "Events written to clients, by wire.", "wire")
+EVENTS_DELIVERED = TalliedCounter(
+    "relay_events_delivered_total", "Events written to clients, by wire.", ("wire",), registry=REGISTRY
+)
 GOODBYES = _counter("relay_goodbyes_total", "Streams we ended, by reason.", "code")
 RESETS = _counter("relay_resets_total", "relay.reset frames sent: events that can no longer be had.")
 SLOW_READERS = _gauge("relay_slow_readers", "Streams whose client takes less than there is for it, at the moment.")
@@ -173,8 +210,8 @@ def viewers(wire: str) -> Gauge:
 
 
 @cache
-def delivered(wire: str) -> Counter:
-    return EVENTS_DELIVERED.labels(wire)
+def delivered(wire: str) -> Tally:
+    return EVENTS_DELIVERED.tally(wire)
 
 
 # --- workers: counted by their parent (`relay serve --workers N`) ------------------------------------------------------

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
 
 from relay.core.events import Event
 from relay.core.filters import Types
@@ -17,6 +18,8 @@ from relay.core.wires import AnyWire
 
 _MEMO = 256
 """Most slices remembered at once: live viewers share a few; readers catching up each ask for their own."""
+
+_SEQ: Final = attrgetter("seq")
 
 
 class Slice(NamedTuple):
@@ -45,6 +48,9 @@ def about(events: Sequence[Event], max_bytes: int) -> int:
 
 def cut(events: Sequence[Event], wire: AnyWire, types: Types | None, max_bytes: int) -> Slice:
     """The first events of a non-empty sequence, about `max_bytes` of them (always at least one)."""
+    if len(events) == 1 and types is None:  # what nearly every live reader is told
+        seq = events[0].seq
+        return Slice(wire.events(events), seq, 1, seq)
     stop = about(events, max_bytes)
     wanted = [event for event in events[:stop] if types is None or types.allows(event.type)]
     told = wanted[-1].seq if wanted else 0
@@ -52,7 +58,7 @@ def cut(events: Sequence[Event], wire: AnyWire, types: Types | None, max_bytes: 
 
 
 class Window:
-    __slots__ = ("_events", "_memo", "_seqs", "_told", "floor", "last_seq", "size")
+    __slots__ = ("_events", "_memo", "_told", "floor", "last_seq", "size")
 
     def __init__(self, floor: int) -> None:
         self.floor = floor
@@ -60,26 +66,30 @@ class Window:
         self.size = 0
         """Bytes of event JSON held."""
         self._events: list[Event] = []
-        self._seqs: list[int] = []
         self._memo: dict[tuple[int, int, int, Types | None], Slice] = {}
         self._told: dict[tuple[int, Hashable], Any] = {}
         self.last_seq = floor
         """Of the newest event here; an attribute, because every delivery asks for it."""
 
     def __len__(self) -> int:
-        return len(self._seqs)
+        return len(self._events)
 
     def publish(self, events: Sequence[Event], limit: int) -> int:
-        """Add what is new, let go of the head beyond `limit` bytes, and return how many events were new."""
-        fresh = [event for event in events if event.seq > self.last_seq]
-        if not fresh:
+        """Add what is new, let go of the head beyond `limit` bytes, and return how many events were new.
+
+        `events` in the order of their seqs.
+        """
+        if not events or events[-1].seq <= self.last_seq:
             return 0
+        fresh = events
+        if events[0].seq <= self.last_seq:
+            fresh = [event for event in events if event.seq > self.last_seq]
         self._memo.clear()
         self._told.clear()
         self._events += fresh
-        self._seqs += [event.seq for event in fresh]
-        self.last_seq = self._seqs[-1]
-        self.size += sum(len(event.json) for event in fresh)
+        self.last_seq = fresh[-1].seq
+        for event in fresh:
+            self.size += len(event.json)
         if self.size > limit:
             self._shrink(limit)
         return len(fresh)
@@ -93,13 +103,18 @@ class Window:
         if found is None:
             if len(self._memo) >= _MEMO:
                 self._memo.clear()
-            found = cut(self._events[bisect_right(self._seqs, cursor) :], wire, types, max_bytes)
+            found = cut(self.behind(cursor), wire, types, max_bytes)
             self._memo[key] = found
         return found
 
     def behind(self, cursor: int) -> Sequence[Event]:
         """The events behind a cursor that is not below the floor."""
-        return self._events[bisect_right(self._seqs, cursor) :]
+        events = self._events
+        if cursor >= self.last_seq:
+            return ()
+        if len(events) == 1 or events[-2].seq <= cursor:
+            return events[-1:]  # as for nearly every live reader
+        return events[bisect_right(events, cursor, key=_SEQ) :]
 
     def told(self, cursor: int, key: Hashable, max_bytes: int, tell: Callable[[Sequence[Event]], Any]) -> Any:
         """What `tell` makes of the events behind `cursor`, about `max_bytes` of them, remembered under `key`.
@@ -113,7 +128,7 @@ class Window:
         if found is None:
             if len(self._told) >= _MEMO:
                 self._told.clear()
-            events = self._events[bisect_right(self._seqs, cursor) :]
+            events = self.behind(cursor)
             found = self._told[at] = tell(events[: about(events, max_bytes)])
         return found
 
@@ -124,5 +139,5 @@ class Window:
             self.size -= len(self._events[stop].json)
             stop += 1
         if stop:
-            self.floor = self._seqs[stop - 1]
-            del self._events[:stop], self._seqs[:stop]
+            self.floor = self._events[stop - 1].seq
+            del self._events[:stop]

@@ -98,7 +98,10 @@ class Wire:
         """All of them joined, ready to be written; empty bytes for none."""
         if self.form == "websocket-deflate":
             return websocket_messages([event.json for event in events], deflate=True)
-        return self.wrap(b"".join([_EVENT[self.form](event) for event in events]))
+        frame = _EVENT[self.form]
+        if len(events) == 1:
+            return self.wrap(frame(events[0]))
+        return self.wrap(b"".join([frame(event) for event in events]))
 
     def notice(self, notice: Notice) -> bytes:
         return self.wrap(_NOTICE[self.form](notice))

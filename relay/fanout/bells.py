@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from relay import telemetry
@@ -24,8 +24,10 @@ _DEAD_S = 12.0
 """A connection that answers no ping for this long is dead, whatever TCP says."""
 _AGAIN_S = 0.25
 
-Heard = Callable[[bytes, bytes | None], None]
-"""Called with a channel and the bell's payload; None for the acknowledgement of a subscription."""
+Bell = tuple[bytes, bytes | None]
+"""A channel and what its bell tells; None for the acknowledgement of a subscription."""
+Heard = Callable[[Sequence[Bell]], None]
+"""Called with all that came at once: with many runs they come in dozens, and most of them say nothing new."""
 
 
 class Ear:
@@ -69,14 +71,19 @@ class Ear:
         finally:
             self._bells.close()
 
-    def _pushed(self, message: list[Any]) -> None:
-        kind, channel, payload = message[:3]
-        if kind == b"smessage":
-            self._heard(channel, payload)
-        elif kind == b"ssubscribe":
-            self._heard(channel, None)
-        elif kind == b"sunsubscribe":
-            self._left(channel)
+    def _pushed(self, messages: Sequence[Any]) -> None:
+        bells: list[Bell] = []
+        for message in messages:
+            if len(message) != 3:
+                continue  # what a ping is answered
+            kind, channel, payload = message
+            if kind == b"smessage":
+                bells.append((channel, payload))
+            elif kind == b"ssubscribe":
+                bells.append((channel, None))
+            elif kind == b"sunsubscribe":
+                self._left(channel)
+        self._heard(bells)
 
     def _left(self, channel: bytes) -> None:
         if self._leaving[channel] > 0:

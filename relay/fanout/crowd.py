@@ -14,8 +14,6 @@ from itertools import repeat
 from operator import call, length_hint
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from prometheus_client import Counter
-
 from relay import telemetry
 
 if TYPE_CHECKING:
@@ -57,7 +55,7 @@ class Member(Protocol):
 class Crowd:
     __slots__ = ("_delivered", "_line", "front", "key", "members", "pace_s", "told", "written", "written_at")
 
-    def __init__(self, key: Hashable, front: Subscription) -> None:
+    def __init__(self, key: tuple[int, Hashable], front: Subscription) -> None:
         self.key = key
         self.front = front
         """A subscription that is nobody's: it stands where all members stand."""
@@ -73,7 +71,7 @@ class Crowd:
         """When that was last more (monotonic)."""
         self.told = 0
         """The seq of the last event that was."""
-        self._delivered: Counter = telemetry.delivered(front.wire.form)
+        self._delivered = telemetry.delivered(front.wire.form)
 
     @property
     def wait_s(self) -> float:

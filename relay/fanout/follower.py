@@ -16,7 +16,7 @@ from relay import telemetry
 from relay.core.errors import StoreUnavailable
 from relay.core.events import Event
 from relay.core.ids import RunKey
-from relay.fanout.bells import BellListener
+from relay.fanout.bells import Bell, BellListener
 from relay.fanout.options import FanoutOptions
 from relay.fanout.topic import Topic
 from relay.store.log import Log, LogState
@@ -62,12 +62,13 @@ class Follower:
         Only if it is what comes next, and nothing else is to be found out. In all other cases its bell has it read.
         """
         topic = self._topics.get(key)
-        if topic is None or topic.last_seq != prev or not topic.ready.is_set() or _steps(topic, events, prev):
+        if topic is None or topic.window.last_seq != prev or not topic.ready.is_set() or _steps(topic, events, prev):
             return
-        if not "".join([event.type for event in events]).isascii():  # Redis may have kept another spelling
-            return
+        for event in events:
+            if not event.type.isascii():  # Redis may have kept another spelling
+                return
         self._publish_to(topic, events)
-        if topic not in self._stateful:
+        if self._rung and topic not in self._stateful:
             self._rung.pop(topic, None)
 
     async def refresh(self, topic: Topic) -> None:
@@ -84,27 +85,34 @@ class Follower:
             tasks.create_task(self._check_for_ever(), name="position check")
 
     # --- bells ------------------------------------------------------------------------------------------------------
-    def _heard(self, channel: bytes, payload: bytes | None) -> None:
-        topic = self._channels.get(channel)
-        if topic is None:
-            return
+    def _heard(self, bells: Sequence[Bell]) -> None:
+        topics = self._channels
+        for channel, payload in bells:
+            topic = topics.get(channel)
+            if topic is None:
+                continue
+            if payload is None or not payload.isdigit():
+                self._told(topic, payload)
+                continue
+            seq, before = int(payload), topic.bell
+            topic.bell = seq
+            if before in (-1, seq) or not topic.ready.is_set():
+                # Without a new event, as far as is known: something else of the run has changed (`primed`, its status).
+                self._ring(topic, state=True)
+            elif seq > topic.window.last_seq:  # else it was written here, and shown already
+                self._ring(topic, state=False)
+
+    def _told(self, topic: Topic, payload: bytes | None) -> None:
+        """A bell that says more than how far its log has grown."""
         if payload == b"old":
             topic.fetched()
             return
         if payload == b"released":
             self._orphaned(topic.key)  # its owner let go: whoever follows it is the first to know
-        if payload is None or not payload.isdigit():
-            # Just subscribed: from now on nothing can be missed, so this is the moment to look where the log stands.
-            topic.bell = -1 if payload is None else topic.bell
-            self._ring(topic, state=True)
-            return
-        seq, before = int(payload), topic.bell
-        topic.bell = seq
-        if before in (-1, seq) or not topic.ready.is_set():
-            # Without a new event, as far as is known: something else of the run has changed (`primed`, its status).
-            self._ring(topic, state=True)
-        elif seq > topic.last_seq:
-            self._ring(topic, state=False)
+        if payload is None:
+            topic.bell = -1
+        # Or just subscribed: from now on nothing can be missed, so this is the moment to look where the log stands.
+        self._ring(topic, state=True)
 
     def _ring(self, topic: Topic, *, state: bool) -> None:
         if state:

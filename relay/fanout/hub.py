@@ -7,14 +7,13 @@ the memory of all windows together.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Protocol
 
 from relay import telemetry
 from relay.core.errors import StoreUnavailable
-from relay.core.events import Event
 from relay.core.faces import Fold
 from relay.core.filters import Types
 from relay.core.hold import Hold
@@ -25,6 +24,7 @@ from relay.fanout.folding import FoldSubscription
 from relay.fanout.follower import Follower
 from relay.fanout.history import History
 from relay.fanout.options import FanoutOptions
+from relay.fanout.pace import Flushes
 from relay.fanout.snapshots import Snapshots
 from relay.fanout.subscription import Subscription
 from relay.fanout.topic import Topic
@@ -60,7 +60,13 @@ class Hub:
         self._wants = wants
         self._topics: dict[tuple[str, str], Topic] = {}
         """By the parts of its run's name: who asks need not make a name first."""
+        self._window_bytes = options.window_bytes
+        """What each window may hold: its share of the memory, with so many topics as there are."""
+        self._flushes = Flushes()
         self._follower = Follower(store, log, options, wants.orphaned)
+        self.durable = self._follower.durable
+        """Called with a run, a seq, and the events that this process has written behind it, once Redis has confirmed it.
+        Never raises."""
         self._history = History(log, wants.fetch, page_bytes=options.page_bytes, memory_bytes=options.memory_bytes // 4)
         self.snapshots = Snapshots(log, self._history)
         telemetry.WINDOW_BYTES.set_function(lambda: sum(topic.window.size for topic in self._topics.values()))
@@ -79,10 +85,6 @@ class Hub:
         """What was shown of a run to readers here; nothing of one that nobody watches."""
         topic = self._topics.get(key)
         return topic.seen if topic is not None and topic.ready.is_set() else Seen()
-
-    def durable(self, key: RunKey, prev: int, events: Sequence[Event]) -> None:
-        """This process has written these behind `prev`, and Redis has confirmed it. Never raises."""
-        self._follower.durable(key, prev, events)
 
     def describe(self) -> list[dict[str, Any]]:
         """Every watched run, for people."""
@@ -110,7 +112,8 @@ class Hub:
         """The run's topic, open until `hold` is released. Raises StoreUnavailable."""
         topic = self._topics.get(key)
         if topic is None:
-            topic = self._topics[key] = Topic(key, self._window_bytes, self._follower.refresh)
+            topic = self._topics[key] = Topic(key, self._limit, self._follower.refresh, self._flushes)
+            self._share_memory()
             topic.left, topic.unwatched = partial(self._close, topic), partial(self._wants.unwatch, key)
             self._follower.follow(topic)
         topic.readers += 1
@@ -140,6 +143,7 @@ class Hub:
         if not topic.readers:
             self._follower.unfollow(topic)
             del self._topics[topic.key]
+            self._share_memory()
             topic.close()
 
     async def primed(self, topic: Topic, within_s: float) -> bool:
@@ -215,6 +219,9 @@ class Hub:
         except TimeoutError as error:
             raise StoreUnavailable("the event log is not available at the moment", retry_after_s=2.0) from error
 
-    def _window_bytes(self) -> int:
+    def _share_memory(self) -> None:
         share = self._options.memory_bytes * 3 // 4 // max(1, len(self._topics))
-        return min(self._options.window_bytes, share)
+        self._window_bytes = min(self._options.window_bytes, share)
+
+    def _limit(self) -> int:
+        return self._window_bytes

@@ -19,7 +19,7 @@ from relay.core.fold import Fold
 from relay.core.ids import RunKey
 from relay.core.window import Slice, Window
 from relay.fanout.crowd import Crowd, Member
-from relay.fanout.pace import Pace
+from relay.fanout.pace import Flushes, Pace
 from relay.store.log import LogState, Seen
 
 if TYPE_CHECKING:
@@ -62,13 +62,18 @@ class Topic:
     )
 
     def __init__(
-        self, key: RunKey, limit: Callable[[], int], refresh: Callable[[Topic], Awaitable[None]] | None = None
+        self,
+        key: RunKey,
+        limit: Callable[[], int],
+        refresh: Callable[[Topic], Awaitable[None]] | None = None,
+        flushes: Flushes | None = None,
     ) -> None:
+        """`limit`: bytes its window may have now. `flushes`: those of all runs of the process."""
         self.key = key
         self.window = Window(0)
         self.state = LogState()
-        self.crowds: dict[Hashable, Crowd] = {}
-        """The live streams, by where they stand and how they are told."""
+        self.crowds: dict[tuple[int, Hashable], Crowd] = {}
+        """The live streams, by where they stand and how they are told; one that is alone, by where it stood once."""
         self.live: set[Live] = set()
         self._later: asyncio.TimerHandle | None = None
         """Rings when a crowd that takes its time is due."""
@@ -94,7 +99,7 @@ class Topic:
         self._limit = limit
         self._refresh = refresh
         self._changed = asyncio.Event()
-        self._pace = Pace(self._flush)
+        self._pace = Pace(self._flush, flushes)
         self._waiting = 0
 
     @property
@@ -125,7 +130,8 @@ class Topic:
     def fetched(self) -> None:
         """Something of the trimmed head was fetched again: wake who waits for it. The live streams do not."""
         self.unreachable = {}
-        self._wake()
+        if self._waiting:
+            self._wake()
 
     async def refresh(self) -> None:
         """Learn now where the log stands, instead of at the next bell. Raises StoreUnavailable."""
@@ -134,11 +140,13 @@ class Topic:
 
     def publish(self, events: Sequence[Event]) -> int:
         """Add events to the window and let the live streams know. Returns how many were new."""
+        mean = self.mean_bytes
         for event in events:
-            self.mean_bytes += (len(event.json) - self.mean_bytes) * 0.05
+            mean += (len(event.json) - mean) * 0.05
+        self.mean_bytes = mean
         fresh = self.window.publish(events, self._limit())
         if fresh:
-            self.announce()
+            self._pace.ask()
         return fresh
 
     def learn(self, state: LogState) -> None:
@@ -167,6 +175,7 @@ class Topic:
 
     def join(self, member: Member, sub: Subscription) -> Crowd:
         """Nothing is to be done for this reader but to wait; from now on it is told together with all like it."""
+        self._place_alone()
         key = (sub.cursor, sub.share)
         crowd = self.crowds.get(key)
         if crowd is None:
@@ -174,15 +183,44 @@ class Topic:
         crowd.add(member)
         return crowd
 
+    def _place_alone(self) -> None:
+        """Note where the only crowd stands: until now nobody has asked."""
+        if len(self.crowds) == 1:
+            [crowd] = self.crowds.values()
+            if crowd.key[0] != crowd.front.cursor:
+                self.crowds = {}
+                self._settle(crowd)
+
     def leave(self, crowd: Crowd, member: Member) -> None:
         crowd.drop(member)
         if not crowd.members and self.crowds.get(crowd.key) is crowd:
             del self.crowds[crowd.key]
 
     def _flush(self) -> None:
-        self._wake()
+        if self._waiting:  # seldom: live streams do not wait
+            self._wake()
         for stream in tuple(self.live):
             stream.flush()
+        if len(self.crowds) == 1:
+            self._move_alone()
+        elif self.crowds:
+            self._move_all()
+
+    def _move_alone(self) -> None:
+        """The only crowd meets no other, so it stays where it is: where it stands is noted when somebody asks."""
+        [crowd] = self.crowds.values()
+        if crowd.pace_s and crowd.wait_s > 0:
+            self._ring_later(crowd)
+            return
+        onward = False
+        try:
+            onward = crowd.flush()
+        finally:
+            if not onward:
+                self.crowds.pop(crowd.key, None)
+                crowd.dismiss()
+
+    def _move_all(self) -> None:
         moving, self.crowds = self.crowds, {}
         try:
             while moving:
@@ -208,6 +246,9 @@ class Topic:
 
     def _hold_back(self, crowd: Crowd) -> None:
         self._settle(crowd)
+        self._ring_later(crowd)
+
+    def _ring_later(self, crowd: Crowd) -> None:
         loop, wait_s = asyncio.get_running_loop(), crowd.wait_s
         if self._later is not None:
             if self._later.when() <= loop.time() + wait_s:
@@ -244,9 +285,8 @@ class Topic:
             self._waiting -= 1
 
     def _wake(self) -> None:
-        if self._waiting:  # seldom: live streams do not wait
-            before, self._changed = self._changed, asyncio.Event()
-            before.set()
+        before, self._changed = self._changed, asyncio.Event()
+        before.set()
 
 
 def _nothing() -> None:

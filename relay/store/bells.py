@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis import exceptions
@@ -17,12 +17,15 @@ from relay.store.packing import packed
 class Bells(Line):
     """Raises StoreUnavailable. Bells carry no truth: whatever goes wrong, they fell silent."""
 
-    def __init__(self, node: Node, heard: Callable[[list[Any]], None]) -> None:
-        """`heard` is called with each push, a list such as [b"smessage", channel, payload]. It must not raise."""
+    def __init__(self, node: Node, heard: Callable[[Sequence[Any]], None]) -> None:
+        """`heard` is called with all pushes that came at once, lists such as [b"smessage", channel, payload]; also with
+        what a ping is answered, which is shorter. It must not raise."""
         super().__init__(node.bare_connection())
         self._left = node.left
         self._heard = heard
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._time = loop.time
+        self._ended: asyncio.Future[None] = loop.create_future()
         self.heard_at = 0.0
         """When anything came last, by the loop's clock."""
 
@@ -36,7 +39,7 @@ class Bells(Line):
             await super().connect()
         except (exceptions.RedisError, OSError) as error:
             raise StoreUnavailable("the bells fell silent") from error
-        self.heard_at = self._ended.get_loop().time()
+        self.heard_at = self._time()
 
     async def ended(self) -> None:
         """Returns never: raises when the connection ends."""
@@ -52,14 +55,14 @@ class Bells(Line):
         self.end(exceptions.ConnectionError("closed"))
 
     def data_received(self, data: bytes) -> None:
-        self.heard_at = self._ended.get_loop().time()
+        self.heard_at = self._time()
         super().data_received(data)
 
-    def _take(self, reply: Any) -> None:
-        if isinstance(reply, exceptions.ResponseError):
-            raise exceptions.InvalidResponse(str(reply))  # such as MOVED: the channel lives elsewhere
-        if isinstance(reply, list) and len(reply) >= 3:
-            self._heard(reply)
+    def _take(self, replies: Sequence[Any]) -> None:
+        self._heard([reply for reply in replies if isinstance(reply, list)])
+        for reply in replies:
+            if isinstance(reply, exceptions.ResponseError):
+                raise exceptions.InvalidResponse(str(reply))  # such as MOVED: the channel lives elsewhere
 
     def _lost(self, error: Exception) -> None:
         if not self._ended.done():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import hiredis
@@ -62,17 +63,25 @@ class Channel(Line):
         self._heard_at = self._loop.time()
         super().data_received(data)
 
-    def _take(self, reply: Any) -> None:
-        if type(reply) is hiredis.PushNotification:  # RESP3 (`?protocol=3`): it answers nothing
-            return
-        if not self._asked:
-            raise exceptions.InvalidResponse("a reply nobody asked for")
+    def _take(self, replies: Sequence[Any]) -> None:
+        if hiredis.PushNotification in map(type, replies):  # RESP3 (`?protocol=3`): it answers nothing
+            replies = [reply for reply in replies if type(reply) is not hiredis.PushNotification]
+        taken = 0
+        while taken < len(replies):
+            if not self._asked:
+                raise exceptions.InvalidResponse("a reply nobody asked for")
+            taken += self._answer(replies, taken)
+
+    def _answer(self, replies: Sequence[Any], start: int) -> int:
+        """Give the first of the line what is its own of the replies from `start` on; how many that were."""
         first = self._asked[0]
-        first.answers.append(reply)
+        own = replies[start : start + first.replies - len(first.answers)]
+        first.answers += own
         if len(first.answers) == first.replies:
             self._asked.popleft()
             if not first.done.done():
                 first.done.set_result(first.answers)
+        return len(own)
 
     def _lost(self, error: Exception) -> None:
         while self._asked:

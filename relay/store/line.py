@@ -1,12 +1,13 @@
 """A connection whose replies are taken as they arrive, without a task that reads: what append, read and bells are made of.
 
 redis-py opens it (address, TLS, credentials, database) and hands its transport over; from then on bytes go straight into
-hiredis and every reply to `_take`, in order. What breaks the connection is told once, to `_lost`.
+hiredis and all replies that came at once to `_take`, in order. What breaks the connection is told once, to `_lost`.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Final
 
 import hiredis
@@ -55,8 +56,8 @@ class Line(asyncio.Protocol):
             self._lost(error)
 
     # --- for those who build on it ----------------------------------------------------------------------------------
-    def _take(self, reply: Any) -> None:
-        """One reply; redis-py's exception if it is an error. Raises InvalidResponse for one nobody asked for."""
+    def _take(self, replies: Sequence[Any]) -> None:
+        """One or more replies; redis-py's exception for an error. Raises InvalidResponse for one nobody asked for."""
         raise NotImplementedError
 
     def _lost(self, error: Exception) -> None:
@@ -65,13 +66,21 @@ class Line(asyncio.Protocol):
 
     # --- asyncio's side ---------------------------------------------------------------------------------------------
     def data_received(self, data: bytes) -> None:
-        reader, take = self._reader, self._take
+        replies: list[Any] = []
         try:
-            reader.feed(data)
-            while (reply := reader.gets()) is not _NOT_YET:
-                take(reply)
+            try:
+                self._read(data, replies)
+            finally:  # what came before bytes that are not understood is an answer all the same
+                if replies:
+                    self._take(replies)
         except exceptions.InvalidResponse as error:
             self.end(exceptions.ConnectionError(f"the server's answer is not understood: {error}"))
+
+    def _read(self, data: bytes, replies: list[Any]) -> None:
+        reader = self._reader
+        reader.feed(data)
+        while (reply := reader.gets()) is not _NOT_YET:
+            replies.append(reply)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.end(exceptions.ConnectionError(f"the server closed the connection: {error or 'end of stream'}"))

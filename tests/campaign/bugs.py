@@ -98,13 +98,13 @@ def forget_bells() -> None:
 
     heard, count = Follower._heard, 0
 
-    def deaf(self: Any, channel: bytes, payload: bytes | None) -> None:
+    def hears(payload: bytes | None) -> bool:
         nonlocal count
-        if payload is not None:
-            count += 1
-            if count % 7 == 0 or payload == b"sealed":
-                return
-        heard(self, channel, payload)
+        count += payload is not None
+        return payload is None or not (count % 7 == 0 or payload == b"sealed")
+
+    def deaf(self: Any, bells: Any) -> None:
+        heard(self, [bell for bell in bells if hears(bell[1])])
 
     async def never(self: Any) -> None:
         await asyncio.Event().wait()

@@ -15,6 +15,7 @@ from relay.core.events import Event
 from relay.core.ids import RunKey
 from relay.core.window import Slice
 from relay.core.wires import Wire
+from relay.fanout.bells import Bell
 from relay.fanout.hub import Hub
 from relay.fanout.options import FanoutOptions
 from relay.fanout.topic import Topic
@@ -157,9 +158,8 @@ def _forgetful(process: Process, chance: random.Random) -> None:
     follower, told = process.hub._follower, process.committer.durable
     heard = follower._heard
 
-    def hears(channel: bytes, payload: bytes | None) -> None:
-        if payload is None or chance.random() < 0.8:
-            heard(channel, payload)
+    def hears(bells: Sequence[Bell]) -> None:
+        heard([(channel, payload) for channel, payload in bells if payload is None or chance.random() < 0.8])
 
     def tells(key: RunKey, prev: int, new: Sequence[Event]) -> None:
         if chance.random() < 0.8:
@@ -198,9 +198,9 @@ async def test_a_bell_heard_before_the_position_is_known_hides_none_that_comes_l
     states, heard = here.log.states, here.hub._follower._bells._heard
     rung = asyncio.Event()
 
-    def hears(channel: bytes, payload: bytes | None) -> None:
-        heard(channel, payload)
-        if payload == b"2":
+    def hears(bells: Sequence[Bell]) -> None:
+        heard(bells)
+        if any(payload == b"2" for _, payload in bells):
             rung.set()
 
     async def late(keys: Sequence[RunKey]) -> list[LogState | None]:
@@ -228,7 +228,7 @@ async def test_bells_that_were_lost_with_their_connection_hide_none_that_comes_l
     async with here.hub.topic(KEY) as topic:
         bells, lost = here.hub._follower._bells, asyncio.Event()
         for ear in bells._ears.values():
-            ear._heard = lambda channel, payload: lost.set()
+            ear._heard = lambda bells: lost.set()
         await there.write(lease, 1, events(2))
         await lost.wait()
         for ear in bells._ears.values():

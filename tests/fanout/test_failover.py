@@ -20,7 +20,7 @@ async def test_bells_move_to_the_new_master(tmp_path: Path) -> None:
     heard: asyncio.Queue[bytes | None] = asyncio.Queue()
     async with sentinels(tmp_path) as redises, watched(url_of(redises)) as store, asyncio.TaskGroup() as tasks:
         old = await master_of(redises)
-        listener = BellListener(store, lambda _, payload: heard.put_nowait(payload))
+        listener = BellListener(store, lambda bells: [heard.put_nowait(payload) for _, payload in bells])
         listener.add(CHANNEL)
         listening = tasks.create_task(listener.run())
         assert await heard.get() is None  # subscribed

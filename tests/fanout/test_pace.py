@@ -15,25 +15,29 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self._due: list[tuple[float, int, Any]] = []
+        self.failures: list[dict[str, Any]] = []
+        self._due: list[tuple[float, int, Any, tuple[Any, ...]]] = []
         self._count = 0
 
     def time(self) -> float:
         return self.now
 
-    def call_soon(self, call: Any) -> None:
-        self.call_at(self.now, call)
+    def call_soon(self, call: Any, *args: Any) -> None:
+        self.call_at(self.now, call, *args)
 
-    def call_at(self, at: float, call: Any) -> None:
+    def call_at(self, at: float, call: Any, *args: Any) -> None:
         self._count += 1
-        self._due.append((at, self._count, call))
+        self._due.append((at, self._count, call, args))
+
+    def call_exception_handler(self, failure: dict[str, Any]) -> None:
+        self.failures.append(failure)
 
     def run_until(self, until: float) -> None:
         while self._due and min(self._due)[0] <= until:
             self._due.sort(key=lambda one: one[:2])
-            at, _, call = self._due.pop(0)
+            at, _, call, args = self._due.pop(0)
             self.now = max(self.now, at)
-            call()
+            call(*args)
         self.now = max(self.now, until)
 
 

@@ -450,7 +450,7 @@ def test_over_tls_and_with_credentials(run: Callable[[Any], None], tmp_path: Pat
 async def test_resp3_and_what_it_pushes_unasked(redis_url: str) -> None:
     node = node_of_url(f"{redis_url}{'&' if '?' in redis_url else '?'}protocol=3", 5.0)
     heard: asyncio.Queue[list[Any]] = asyncio.Queue()
-    bells = Bells(node, heard.put_nowait)
+    bells = Bells(node, lambda pushes: [heard.put_nowait(push) for push in pushes])
     await bells.connect()
     bells.send("SSUBSCRIBE", "channel:of:this:test")
     async with asyncio.timeout(60):

@@ -336,7 +336,7 @@ async def test_bells_ring_for_events_and_for_the_seal(bench: Bench) -> None:
     node = bench.store.node_of(bench.one.keys.bell(KEY))
     assert node is not None
     heard: asyncio.Queue[list[bytes]] = asyncio.Queue()
-    bells = Bells(node, heard.put_nowait)
+    bells = Bells(node, lambda pushes: [heard.put_nowait(push) for push in pushes])
     await bells.connect()
     channel = bench.one.keys.bell(KEY)
     bells.send("SSUBSCRIBE", channel)
