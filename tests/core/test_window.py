@@ -142,6 +142,7 @@ def test_outside_the_window_there_is_nothing() -> None:
     assert window.after(7, SSE, None, 1) is None
     assert window.after(99, SSE, None, 1) is None
     assert window.last_seq == 7
+    assert [[one.seq for one in window.behind(cursor)] for cursor in (5, 6, 7, 99)] == [[6, 7], [7], [], []]
 
 
 def test_what_is_remembered_is_bounded() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.fanout.pace import Pace
+from relay.fanout.pace import Flushes, Pace
 
 
 class Clock:
@@ -105,3 +105,51 @@ def test_the_first_event_after_a_pause_goes_at_once_and_the_pause_is_forgotten(m
     busy.began.clear()
     busy.play(0.001, 100)
     assert len(busy.began) == 100
+
+
+def test_all_that_are_due_go_in_one_turn_in_their_order_and_one_that_breaks_takes_no_other_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, flushes, told = Clock(), Flushes(), list[int]()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: clock)
+
+    def telling(number: int) -> Pace:
+        def flush() -> None:
+            told.append(number)
+            if number == 2:
+                raise asyncio.CancelledError
+            if number == 1 and told.count(1) == 1:  # something changes while it is flushed: it has a flush of its own
+                paces[1].ask()
+                paces[4].ask()
+
+        return Pace(flush, flushes)
+
+    paces = [telling(number) for number in range(5)]
+    for number in (3, 0, 1, 2, 4, 0, 3):
+        paces[number].ask()
+    assert len(clock._due) == 1
+    clock.run_until(101)
+    assert told == [3, 0, 1, 2, 4, 1]
+    assert [type(failure["exception"]) for failure in clock.failures] == [asyncio.CancelledError]
+    paces[2].ask()
+    clock.run_until(102)
+    assert told[6:] == [2], "it is flushed again all the same"
+
+
+def test_a_busy_run_is_paced_and_a_quiet_one_in_the_same_turns_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = Busy(monkeypatch, 0.002)
+    busy.pace = Pace(busy._flush, flushes := Flushes())
+    told: list[float] = []
+    quiet = Pace(lambda: told.append(busy.clock.now), flushes)
+    busy.play(0.0025, 400)
+    assert busy.pace.pause
+    for _ in range(5):
+        for _ in range(40):  # the busy one goes on meanwhile
+            busy.clock.run_until(busy.clock.now + 0.0025)
+            busy.event()
+        busy.clock.run_until(busy.clock.now + 0.0005)
+        asked = busy.clock.now
+        quiet.ask()
+        busy.clock.run_until(asked)
+        assert told.pop() - asked <= busy.cost
+    assert not quiet.pause

@@ -165,6 +165,25 @@ def test_everybody_gets_their_own_replies_or_one_error_however_the_bytes_are_cut
     asyncio.run(scenario())
 
 
+async def test_what_came_before_bytes_that_make_no_sense_is_an_answer_all_the_same() -> None:
+    channel = Heard()
+    done, half, never = (channel.ask(b"", count) for count in (2, 2, 1))
+    channel.data_received(b"+a\r\n-ERR b\r\n+c\r\n?what\r\n+d\r\n")
+    first, second = await done
+    assert (first, str(second)) == (b"a", "b")
+    for broken in (half, never):
+        with pytest.raises(exceptions.ConnectionError, match="not understood"):
+            await broken
+
+
+async def test_a_reply_nobody_asked_for_ends_it_behind_those_that_were() -> None:
+    channel = Heard()
+    done = channel.ask(b"", 2)
+    channel.data_received(b"+a\r\n+b\r\n+c\r\n")
+    assert await done == [b"a", b"b"]
+    assert not channel.open
+
+
 async def test_many_ask_at_once_over_one_connection() -> None:
     async with serving(echo) as server, node_of(server) as node:
         await node.ask(echoed(0))
