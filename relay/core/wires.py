@@ -99,9 +99,8 @@ class Wire:
         if self.form == "websocket-deflate":
             return websocket_messages([event.json for event in events], deflate=True)
         frame = _EVENT[self.form]
-        if len(events) == 1:
-            return self.wrap(frame(events[0]))
-        return self.wrap(b"".join([frame(event) for event in events]))
+        payload = frame(events[0]) if len(events) == 1 else b"".join([frame(event) for event in events])
+        return self.wrap(payload) if self.chunked else payload
 
     def notice(self, notice: Notice) -> bytes:
         return self.wrap(_NOTICE[self.form](notice))

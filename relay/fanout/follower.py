@@ -62,7 +62,9 @@ class Follower:
         Only if it is what comes next, and nothing else is to be found out. In all other cases its bell has it read.
         """
         topic = self._topics.get(key)
-        if topic is None or topic.window.last_seq != prev or not topic.ready.is_set() or _steps(topic, events, prev):
+        if topic is None or topic.window.last_seq != prev or _steps(topic, events, prev):
+            return
+        if not (prev or topic.ready.is_set()):
             return
         for event in events:
             if not event.type.isascii():  # Redis may have kept another spelling
@@ -96,11 +98,10 @@ class Follower:
                 continue
             seq, before = int(payload), topic.bell
             topic.bell = seq
-            if before in (-1, seq) or not topic.ready.is_set():
-                # Without a new event, as far as is known: something else of the run has changed (`primed`, its status).
-                self._ring(topic, state=True)
-            elif seq > topic.window.last_seq:  # else it was written here, and shown already
-                self._ring(topic, state=False)
+            if before not in (-1, seq) and 0 < seq <= topic.window.last_seq:
+                continue  # it was written here, and is shown already
+            # Without a new event, as far as is known: something else of the run has changed (`primed`, its status).
+            self._ring(topic, state=before in (-1, seq) or not topic.ready.is_set())
 
     def _told(self, topic: Topic, payload: bytes | None) -> None:
         """A bell that says more than how far its log has grown."""

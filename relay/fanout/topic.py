@@ -199,8 +199,9 @@ class Topic:
     def _flush(self) -> None:
         if self._waiting:  # seldom: live streams do not wait
             self._wake()
-        for stream in tuple(self.live):
-            stream.flush()
+        if self.live:
+            for stream in tuple(self.live):
+                stream.flush()
         if len(self.crowds) == 1:
             self._move_alone()
         elif self.crowds:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
+import hiredis
 from redis import exceptions
 
 from relay.core.errors import StoreUnavailable
 from relay.store.line import Line
 from relay.store.node import Node
 from relay.store.packing import packed
+
+_PUSHED: Final = frozenset((list, hiredis.PushNotification))
+"""What a push is in RESP2 and in RESP3."""
 
 
 class Bells(Line):
@@ -59,7 +63,10 @@ class Bells(Line):
         super().data_received(data)
 
     def _take(self, replies: Sequence[Any]) -> None:
-        self._heard([reply for reply in replies if isinstance(reply, list)])
+        if _PUSHED.issuperset(map(type, replies)):  # as nearly always
+            self._heard(replies)
+            return
+        self._heard([reply for reply in replies if type(reply) in _PUSHED])
         for reply in replies:
             if isinstance(reply, exceptions.ResponseError):
                 raise exceptions.InvalidResponse(str(reply))  # such as MOVED: the channel lives elsewhere
