@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay import telemetry
 from relay.core.events import Event
 from relay.core.filters import Types
 from relay.core.ids import RunKey
@@ -245,6 +246,26 @@ def test_whatever_readers_do_each_gets_every_event_once_and_in_order(steps: list
         assert world.topic.live_count == 0
 
     asyncio.run(check())
+
+
+async def test_what_crowds_and_single_readers_are_given_is_counted_when_somebody_looks() -> None:
+    def counted() -> float:
+        return telemetry.REGISTRY.get_sample_value("relay_events_delivered_total", {"wire": "sse"}) or 0.0
+
+    world, before = World(), counted()
+    world.publish(4)
+    for behind in (0, 1, 4):  # given alone what each lacks
+        world.join(0, 10_000, behind)
+    await world.until(lambda: world.topic.live_count == 3)
+    assert counted() - before == 5
+    for count in (1, 2):  # to the crowd
+        world.publish(count)
+        await world.until(lambda: all(one.seqs == one.wanted(world.events) for one in world.readers))
+    assert counted() - before == 5 + 3 * 3
+    assert counted() - before == 5 + 3 * 3, "looking adds nothing"
+    for reader in world.readers:
+        reader.connection.leaves()
+    await world.until(lambda: all(reader.task.done() for reader in world.readers))
 
 
 async def test_readers_at_one_place_are_written_the_very_same_bytes_object() -> None:
