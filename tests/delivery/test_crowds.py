@@ -248,6 +248,26 @@ def test_whatever_readers_do_each_gets_every_event_once_and_in_order(steps: list
     asyncio.run(check())
 
 
+async def test_who_joins_a_crowd_that_has_moved_alone_stands_in_it_at_once() -> None:
+    world = World()
+    world.join(0, 10_000, 0)
+    for _ in range(3):
+        world.publish(2)
+        await world.until(lambda: world.readers[0].seqs == world.readers[0].wanted(world.events))
+    world.join(0, 10_000, 0)
+    world.join(1, 10_000, 0)  # told otherwise
+    await world.until(lambda: world.topic.live_count == 3)
+    assert sorted(len(crowd.members) for crowd in world.topic.crowds.values()) == [1, 2]
+    assert {key[0] for key in world.topic.crowds} == {6}
+    world.readers[1].connection.leaves()
+    world.readers[2].connection.leaves()
+    world.publish(3)
+    await world.until(lambda: world.readers[0].seqs == world.readers[0].wanted(world.events))
+    world.readers[0].connection.leaves()
+    await world.until(lambda: all(reader.task.done() for reader in world.readers))
+    assert not world.topic.crowds, "found again where it stood once"
+
+
 async def test_what_crowds_and_single_readers_are_given_is_counted_when_somebody_looks() -> None:
     def counted() -> float:
         return telemetry.REGISTRY.get_sample_value("relay_events_delivered_total", {"wire": "sse"}) or 0.0
