@@ -145,6 +145,8 @@ class Edge:
 
 def parts(events: Sequence[Event]) -> list[Sequence[Event]]:
     """Split by count and by size; at least one part, so that fields alone can be appended too."""
+    if len(events) <= _APPEND_EVENTS and sum([len(event.json) for event in events]) <= _APPEND_BYTES:
+        return [events]
     split: list[Sequence[Event]] = []
     start = size = 0
     for i, event in enumerate(events):
