@@ -130,15 +130,28 @@ def way_of(transport: asyncio.Transport, *, alone: bool) -> Way:
 
     `alone`: nobody writes to it but a stream, and the crowd in which that stands.
 
-    Two things make that safe. The descriptor is closed, and may be another client's, only after `connection_lost` has
-    returned (asyncio's transports and uvloop's call it first), and whoever stands in a crowd leaves it in there
-    (`Telling`). And while the transport holds bytes that were not taken, a crowd goes through it (`relay.fanout.crowd`).
+    What makes that safe is uvloop's: the descriptor is closed, and may be another client's, only after `connection_lost`
+    has returned, and whoever stands in a crowd leaves it in there (`Telling`); and a transport that is aborted still
+    counts what it held as pending, so nothing follows a hole. asyncio's own forgets it, and is written to as ever.
     """
     sock = transport.get_extra_info("socket")
-    if sock is None or os.name != "posix" or transport.get_extra_info("sslcontext") is not None:
+    if sock is None or not _is_uvloops(transport) or transport.get_extra_info("sslcontext") is not None:
         return Way(transport.write, transport.write)
     pending = transport.get_write_buffer_size
-    return Way(partial(os.write, sock.fileno()), transport.write, None if alone and not pending() else pending)
+    return Way(
+        partial(os.write, sock.fileno()), partial(_queue, transport), None if alone and not pending() else pending
+    )
+
+
+def _is_uvloops(transport: asyncio.Transport) -> bool:
+    return type(transport).__module__.partition(".")[0] == "uvloop"
+
+
+def _queue(transport: asyncio.Transport, data: bytes) -> None:
+    """Raises ConnectionError if it is closing: what it held may be lost, and nothing must follow."""
+    transport.write(data)
+    if transport.is_closing():
+        raise ConnectionResetError
 
 
 def close_in_time(transport: asyncio.Transport) -> None:

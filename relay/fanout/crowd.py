@@ -101,10 +101,13 @@ class Crowd:
                     _or_cut(member, way.queue, data[count:])
 
     def _lined(self) -> _Line:
-        for member, way in self.members.items():
-            if way is None:
+        for member in [member for member, way in self.members.items() if way is None]:
+            try:
                 self.members[member] = member.way
-        return _Line(tuple(self.members), tuple(filter(None, self.members.values())))
+            except Exception as error:  # the others are to get their bytes
+                _cut(member, error)
+        known = {member: way for member, way in self.members.items() if way is not None}
+        return _Line(tuple(known), tuple(known.values()))
 
     def _ask_anew(self, member: Member) -> None:
         if member in self.members:
@@ -173,5 +176,6 @@ def _or_cut(member: Member, queue: Callable[[bytes], object], data: bytes) -> No
 
 
 def _cut(member: Member, error: Exception) -> None:
-    telemetry.logger().warning("viewer.cut", error=repr(error))
+    if not isinstance(error, ConnectionError):  # who has just left is no trouble
+        telemetry.logger().warning("viewer.cut", error=repr(error))
     member.cut()

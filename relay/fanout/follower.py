@@ -70,7 +70,7 @@ class Follower:
             if not event.type.isascii():  # Redis may have kept another spelling
                 return
         self._publish_to(topic, events)
-        if self._rung and topic not in self._stateful:
+        if self._rung and topic.bell <= topic.window.last_seq and topic not in self._stateful:
             self._rung.pop(topic, None)
 
     async def refresh(self, topic: Topic) -> None:

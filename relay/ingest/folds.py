@@ -17,6 +17,7 @@ from relay.core.errors import StoreUnavailable
 from relay.core.events import Event, encode
 from relay.core.fold import Fold
 from relay.core.ids import RunKey
+from relay.core.window import about
 from relay.ingest.recent import Recent, Tail
 from relay.store.log import Lease, Log
 
@@ -30,7 +31,9 @@ _TIMES: Final = 2
 _ROWS: Final = 1024
 """Most events that are left unfolded for long, whatever their size."""
 _SLICE: Final = 128
-"""So many are read and folded in one turn of the loop: half a millisecond, for which live viewers wait."""
+"""So many are read and folded in one turn of the loop, ..."""
+_SLICE_BYTES: Final = 131_072
+"""... or about so many bytes of them: half a millisecond, for which live viewers wait."""
 
 
 class _Known:
@@ -60,8 +63,12 @@ class _Counted:
         self.rows = self.size = 0
 
     async def onto(self, fold: Fold, events: Sequence[Event]) -> None:
-        for at in range(0, len(events), _SLICE):
-            part = [event for event in events[at : at + _SLICE] if event.seq > fold.as_of_seq]
+        at = 0
+        while at < len(events):
+            part = events[at : at + _SLICE]
+            part = part[: about(part, _SLICE_BYTES)]
+            at += len(part)
+            part = [event for event in part if event.seq > fold.as_of_seq]
             fold.extend(part)
             self.rows += len(part)
             self.size += sum([len(event.json) for event in part])
@@ -90,6 +97,7 @@ class Folds:
         self._known = {
             lease.key: known for lease in owned if (known := self._known.get(lease.key)) and known.lease == lease
         }
+        self._recent.only(self._known)  # what was heard under another lease is no longer known to be in the log
         folded: list[RunKey] = []
         try:
             await self._meet(

@@ -13,7 +13,7 @@ from relay.core.events import Event
 from relay.core.ids import RunKey
 
 _BYTES: Final = 8 * 1_048_576
-"""Of events, for all runs together; what readers here wait for is mostly the same objects."""
+"""Of events' JSON, for all runs together; what readers here wait for is mostly the same objects."""
 
 
 class Tail:

@@ -82,10 +82,12 @@ class Connection(Telling):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.write = _nowhere
-        super().connection_lost(exc)
-        self._slim.forget(self)
-        if self._opening is not None:
-            self._opening.cancel()
+        try:
+            super().connection_lost(exc)
+        finally:
+            self._slim.forget(self)
+            if self._opening is not None:
+                self._opening.cancel()
 
     def data_received(self, data: bytes) -> None:
         if self._busy:

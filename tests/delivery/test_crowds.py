@@ -401,7 +401,7 @@ def test_what_is_not_taken_is_queued_and_nothing_overtakes_it(takes: list[list[i
     async def check() -> None:
         topic = Topic(RunKey("main", "run"), lambda: 1 << 30)
         topic.start(LogState())
-        crowd = Crowd("all", Subscription(topic, cast(Any, None), 0, Wire("ndjson"), None, 1 << 20))
+        crowd = Crowd((0, None), Subscription(topic, cast(Any, None), 0, Wire("ndjson"), None, 1 << 20))
         members = [Told(*some) for some in takes]
         for member in members:
             crowd.add(member)
@@ -422,6 +422,31 @@ def test_what_is_not_taken_is_queued_and_nothing_overtakes_it(takes: list[list[i
                     member.got, member.queued = member.got + member.queued, b""
 
     asyncio.run(check())
+
+
+@pytest.mark.parametrize("broken", [{0}, {1, 2}])
+async def test_who_has_no_way_any_more_is_cut_and_the_others_get_their_bytes(broken: set[int]) -> None:
+    topic = Topic(RunKey("main", "run"), lambda: 1 << 30)
+    topic.start(LogState())
+    crowd = Crowd((0, None), Subscription(topic, cast(Any, None), 0, Wire("ndjson"), None, 1 << 20))
+
+    class Lost(Told):
+        @property
+        def way(self) -> Way:
+            raise RuntimeError("the transport is gone")
+
+        def cut(self) -> None:
+            super().cut()
+            crowd.drop(self)
+
+    members = [Lost() if number in broken else Told() for number in range(4)]
+    for member in members:
+        crowd.add(member)
+    for seq in (1, 2):
+        topic.publish([Event(seq, "message.delta", b'{"seq":%d}' % seq)])
+        crowd.flush()
+    assert [member.is_cut for member in members] == [number in broken for number in range(4)]
+    assert all(member.got == (b"" if member.is_cut else b'{"seq":1}\n{"seq":2}\n') for member in members)
 
 
 async def test_a_heartbeat_that_is_not_taken_whole_is_not_overtaken_by_the_next_event() -> None:

@@ -7,7 +7,8 @@ import os
 import random
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -73,33 +74,96 @@ async def ended(how: str, protocol: Noting, client: socket.socket) -> None:
     await protocol.lost
 
 
-@LOOPS
-@pytest.mark.parametrize("how", ENDINGS)
-def test_a_descriptor_is_the_same_socket_until_connection_lost_has_returned(
-    loop: Callable[[], asyncio.AbstractEventLoop], how: str
-) -> None:
-    """What the direct writes rest on, of asyncio and of uvloop. Should this fail with a new version, they are not safe."""
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[Noting, socket.socket]]:
+    made: list[Noting] = []
 
-    async def check() -> None:
-        made: list[Noting] = []
+    def protocol() -> Noting:
+        made.append(Noting())
+        return made[-1]
 
-        def protocol() -> Noting:
-            made.append(Noting())
-            return made[-1]
-
-        server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
-        client = socket.create_connection(server.sockets[0].getsockname())
+    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
+    with socket.create_connection(server.sockets[0].getsockname()) as client:
         async with asyncio.timeout(60):
             while not (made and made[0].seen):
                 await asyncio.sleep(0)
-            await ended(how, made[0], client)
-        assert len(made[0].seen) == 2
-        assert made[0].seen[0] == made[0].seen[1]
-        server.close()
-        client.close()
+            yield made[0], client
+    server.close()
+
+
+@pytest.mark.parametrize("how", ENDINGS)
+def test_a_descriptor_is_the_same_socket_until_connection_lost_has_returned(how: str) -> None:
+    """What the direct writes rest on. Should this fail with a new uvloop, they are not safe."""
+
+    async def check() -> None:
+        async with connected() as (server, client):
+            await ended(how, server, client)
+        assert len(server.seen) == 2
+        assert server.seen[0] == server.seen[1]
+
+    uvloop.run(check())
+
+
+@LOOPS
+def test_nothing_follows_what_an_aborted_transport_threw_away(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Between `abort` and `connection_lost` a turn of the loop may flush a crowd. What was held is lost by then."""
+
+    async def check() -> None:
+        async with connected() as (server, client):
+            transport = server.transport
+            before = way_of(transport, alone=True)
+            assert (before.pending is None) or before.write == before.queue
+            transport.write(b"x" * (1 << 22))
+            assert transport.get_write_buffer_size()
+            held = way_of(transport, alone=True)
+            transport.abort()
+            for way in (held, way_of(transport, alone=True)):
+                direct = way.pending is not None and not way.pending() and way.write != way.queue
+                assert not direct, "a crowd would write by descriptor"
+                with suppress(ConnectionError):
+                    way.queue(b"behind a hole")
+            client.settimeout(60)
+            got = b""
+            with suppress(ConnectionError):
+                while part := client.recv(1 << 20):
+                    got += part
+                    await asyncio.sleep(0)
+            assert b"hole" not in got
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(check())
+
+
+async def keep_queueing(way: Way) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            way.queue(b"x")
+            await asyncio.sleep(0)
+
+
+def test_who_is_found_to_be_closing_while_it_is_queued_for_is_cut() -> None:
+    async def check() -> None:
+        async with connected() as (server, client):
+            way = way_of(server.transport, alone=True)
+            server.transport.pause_reading()
+            reset(client)
+            with pytest.raises(ConnectionError):
+                await keep_queueing(way)
+
+    uvloop.run(check())
+
+
+def test_only_uvloops_plain_transports_are_written_to_by_descriptor() -> None:
+    async def check(*, plain: bool) -> None:
+        async with connected() as (server, _):
+            way = way_of(server.transport, alone=False)
+            assert (way.write == server.transport.write) is not plain
+
+    uvloop.run(check(plain=True))
+    asyncio.run(check(plain=False))
+    said = {"socket": object(), "sslcontext": object()}
+    tls = type("SSLTransport", (), {"__module__": "uvloop.loop", "get_extra_info": said.get, "write": print})
+    assert way_of(cast(Any, tls), alone=True) == Way(cast(Any, tls).write, cast(Any, tls).write)
 
 
 class Alone(TransportConnection):

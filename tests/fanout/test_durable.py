@@ -260,3 +260,23 @@ async def test_pages_of_a_log_that_is_gone_are_not_read_as_the_beginning_of_anot
                 told += part.data.splitlines()
         assert told == [event.json for event in new]
         await here.log._store.run("flush", [("DEL", here.log.keys.log(KEY)), ("DEL", here.log.keys.run(KEY))])
+
+
+async def test_a_bell_that_tells_more_than_was_written_here_is_not_forgotten_for_it(world: World) -> None:
+    """The next owner's append may be heard of before our own is confirmed; positions are checked once a minute here."""
+    here, there = await world.process(), await world.process(told=False)
+    follower = here.hub._follower
+    heard = follower._heard
+    follower._bells._heard = lambda bells: heard([bell for bell in bells if bell[1] is None])
+    async with here.hub.topic(KEY) as topic:
+        lease = await there.owned()
+        first = events(1)
+        for prev, written in enumerate((first, events(2))):
+            await there.log.append([Append(lease, prev, written, {})])
+        assert topic.last_seq == 0
+        channel = next(channel for channel, of in follower._channels.items() if of is topic)
+        heard([(channel, b"1"), (channel, b"2")])
+        follower._stateful.discard(topic)  # as of a run that is not heard of for the first time
+        follower.durable(KEY, 0, first)
+        assert (topic.last_seq, topic in follower._rung) == (1, True)
+        await reached(topic, 2)

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -17,7 +17,7 @@ from relay.core.wires import Notice, Wire
 from relay.fanout.hub import Hub
 from relay.fanout.options import FanoutOptions
 from relay.fanout.subscription import Subscription
-from relay.ingest.folds import Folds
+from relay.ingest.folds import Folds, _Counted
 from relay.store.keys import Keys
 from relay.store.log import Append, Claim, Lease, Log
 from relay.store.options import RedisOptions, RetentionOptions
@@ -402,3 +402,39 @@ async def test_a_run_that_was_not_folded_at_this_look_is_not_held_until_the_next
     folds.heard(run, 1510, events[1510:1520])
     assert not folds._recent._tails
     assert folds._recent._size == 0
+
+
+async def test_what_was_heard_under_another_lease_is_not_folded(world: World) -> None:
+    """Between the two somebody else may have written other rows under the same seqs, and a server lost ours."""
+    run, events = key(), long_run(3000, ["word "])[:3000]
+    log = await world.log()
+    await world.claim(log, run)
+    await world.write(log, events[:1500])
+    folds = Folds(log, lambda: {world.lease: world.events[-1].seq} if world.lease else {})
+    await folds.look()
+    false = [Event(event.seq, event.type, event.json.replace(b"word", b"lost")) for event in events[1500:3000]]
+    folds.heard(run, 1500, false)
+    await log.release([cast(Lease, world.lease)])
+    await world.claim(log, run)
+    await world.write(log, events[1500:3000])
+    await folds.look()
+    fold = Fold.restored((await log.folded(run, 0)).fold)
+    assert fold is not None
+    assert (fold.as_of_seq, shown([], fold)) == (3000, shown(events))
+
+
+async def test_what_is_folded_in_one_turn_of_the_loop_is_bounded_in_bytes_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events = long_run(100, ["word " * 4000])
+    folded: list[int] = []
+    extend = Fold.extend
+
+    def noting(self: Fold, part: Sequence[Event]) -> None:
+        folded.append(sum(len(event.json) for event in part))
+        extend(self, part)
+
+    monkeypatch.setattr(Fold, "extend", noting)
+    await _Counted().onto(Fold(), events)
+    assert sum(folded) == sum(len(event.json) for event in events)
+    assert max(folded) < 131_072 + max(len(event.json) for event in events)
