@@ -270,13 +270,17 @@ async def test_a_bell_that_tells_more_than_was_written_here_is_not_forgotten_for
     follower._bells._heard = lambda bells: heard([bell for bell in bells if bell[1] is None])
     async with here.hub.topic(KEY) as topic:
         lease = await there.owned()
-        first = events(1)
-        for prev, written in enumerate((first, events(2))):
-            await there.log.append([Append(lease, prev, written, {})])
-        assert topic.last_seq == 0
+        one, two, three = (events(seq) for seq in (1, 2, 3))
+        await there.log.append([Append(lease, 0, one, {})])
+        follower.durable(KEY, 0, one)
+        async with asyncio.timeout(60):
+            while not topic.state.last_seq:
+                await topic.changed(0.5)
+        await there.log.append([Append(lease, 1, two, {})])
+        await there.log.append([Append(lease, 2, three, {})])
         channel = next(channel for channel, of in follower._channels.items() if of is topic)
-        heard([(channel, b"1"), (channel, b"2")])
-        follower._stateful.discard(topic)  # as of a run that is not heard of for the first time
-        follower.durable(KEY, 0, first)
-        assert (topic.last_seq, topic in follower._rung) == (1, True)
-        await reached(topic, 2)
+        topic.bell = 1
+        heard([(channel, b"2"), (channel, b"3")])
+        follower.durable(KEY, 1, two)
+        assert (topic.last_seq, topic in follower._rung) == (2, True)
+        await reached(topic, 3)
