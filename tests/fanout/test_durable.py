@@ -190,6 +190,16 @@ async def test_an_older_look_at_redis_takes_nothing_back(world: World) -> None:
         assert lost == []
 
 
+async def shown_and_primed(topic: Topic, there: Process, lease: Lease) -> None:
+    """Two events are shown, and what a later append says of the run alone is learnt."""
+    await reached(topic, 2)
+    await asyncio.sleep(0.05)  # whatever is still under way may come first
+    await there.write(lease, 2, [], primed="1")
+    async with asyncio.timeout(60):
+        while not topic.state.primed:
+            await topic.changed(0.5)
+
+
 async def test_a_bell_heard_before_the_position_is_known_hides_none_that_comes_later(world: World) -> None:
     """It told the same seq as one without an event does: what that one says is asked for all the same."""
     here, there = await world.process(), await world.process()
@@ -213,12 +223,7 @@ async def test_a_bell_heard_before_the_position_is_known_hides_none_that_comes_l
     here.log.states = late  # type: ignore[method-assign]
     here.hub._follower._bells._heard = hears
     async with here.hub.topic(KEY) as topic:
-        await reached(topic, 2)
-        await asyncio.sleep(0.05)
-        await there.write(lease, 2, [], primed="1")
-        async with asyncio.timeout(10):
-            while not topic.state.primed:
-                await topic.changed(0.5)
+        await shown_and_primed(topic, there, lease)
 
 
 async def test_bells_that_were_lost_with_their_connection_hide_none_that_comes_later(world: World) -> None:
@@ -233,12 +238,7 @@ async def test_bells_that_were_lost_with_their_connection_hide_none_that_comes_l
         await lost.wait()
         for ear in bells._ears.values():
             ear._bells.close()
-        await reached(topic, 2)
-        await asyncio.sleep(0.05)
-        await there.write(lease, 2, [], primed="1")
-        async with asyncio.timeout(10):
-            while not topic.state.primed:
-                await topic.changed(0.5)
+        await shown_and_primed(topic, there, lease)
 
 
 async def test_pages_of_a_log_that_is_gone_are_not_read_as_the_beginning_of_another(world: World) -> None:
