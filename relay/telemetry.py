@@ -26,20 +26,6 @@ PARENT = CollectorRegistry()
 _LATENCY = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-class _Counter(Counter):
-    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
-        """As the library's, without the questions that only somebody else's code would need to be asked."""
-        self._value.inc(amount)
-
-
-class _Gauge(Gauge):
-    def inc(self, amount: float = 1) -> None:
-        self._value.inc(amount)
-
-    def dec(self, amount: float = 1) -> None:
-        self._value.inc(-amount)
-
-
 class Tally:
     """A series that is counted with every event: an addition, where a counter takes a lock and looks at its arguments."""
 
@@ -52,7 +38,7 @@ class Tally:
         self.count += amount
 
 
-class TalliedCounter(_Counter):
+class TalliedCounter(Counter):
     """A counter that takes over what its tallies have counted when somebody looks at it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -73,11 +59,11 @@ class TalliedCounter(_Counter):
 
 
 def _counter(name: str, meaning: str, *labels: str, registry: CollectorRegistry = REGISTRY) -> Counter:
-    return _Counter(name, meaning, labels, registry=registry)
+    return Counter(name, meaning, labels, registry=registry)
 
 
 def _gauge(name: str, meaning: str, *labels: str, registry: CollectorRegistry = REGISTRY) -> Gauge:
-    return _Gauge(name, meaning, labels, registry=registry)
+    return Gauge(name, meaning, labels, registry=registry)
 
 
 def _histogram(name: str, meaning: str, *labels: str) -> Histogram:
@@ -198,7 +184,7 @@ PARENT.register(REQUESTS)  # of the admin listener, if it is the parent's; worke
 PARENT.register(REFUSED)
 
 
-# What every request and every stream counts: finding a child by its labels costs more than counting.
+# What every request, stream and group commit counts: finding a child by its labels costs more than counting.
 @cache
 def requests(route: str, status: int) -> Counter:
     return REQUESTS.labels(route, str(status))
@@ -207,6 +193,11 @@ def requests(route: str, status: int) -> Counter:
 @cache
 def viewers(wire: str) -> Gauge:
     return VIEWERS.labels(wire)
+
+
+@cache
+def ingested(upstream: str) -> Counter:
+    return EVENTS_INGESTED.labels(upstream)
 
 
 @cache
