@@ -70,7 +70,7 @@ class EventStream:
     @property
     def headers(self) -> dict[str, str]:
         """What every response carries."""
-        return {"X-Trace-Id": self.trace_id, **dict(self.fields)}
+        return headers_with(self.trace_id, self.fields)
 
     @property
     def head(self) -> dict[str, str]:
@@ -169,6 +169,11 @@ async def _opened(response: web.StreamResponse, request: web.Request, answer: Ev
 async def _end_coded(connection: Compressed, response: web.StreamResponse) -> None:
     connection.complete()
     await response.write_eof()
+
+
+def headers_with(trace_id: str, fields: Fields) -> dict[str, str]:
+    """What every response carries, whatever it answers."""
+    return {"X-Trace-Id": trace_id, **dict(fields)}
 
 
 def stream_headers(form: str, headers: dict[str, str], coding: Coding | None) -> dict[str, str]:

@@ -261,8 +261,7 @@ def _hostile_id(request: web.Request) -> RelayError | None:
 
 def headers_of(request: web.Request) -> dict[str, str]:
     """What every response carries; a stream has to put it into its own head."""
-    fields: Fields = request[FIELDS]
-    return {"X-Trace-Id": request[TRACE_ID], **dict(fields)}
+    return http.headers_with(request[TRACE_ID], request[FIELDS])
 
 
 @lru_cache(maxsize=64)
