@@ -83,12 +83,14 @@ async def connected() -> AsyncIterator[tuple[Noting, socket.socket]]:
         return made[-1]
 
     server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
-    with socket.create_connection(server.sockets[0].getsockname()) as client:
-        async with asyncio.timeout(60):
-            while not (made and made[0].seen):
-                await asyncio.sleep(0)
-            yield made[0], client
-    server.close()
+    try:
+        with socket.create_connection(server.sockets[0].getsockname()) as client:
+            async with asyncio.timeout(60):
+                while not (made and made[0].seen):
+                    await asyncio.sleep(0)
+                yield made[0], client
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize("how", ENDINGS)
@@ -241,14 +243,16 @@ def test_however_clients_come_and_go_each_gets_its_own_run(
             topic.start(LogState())
         server = await asyncio.get_running_loop().create_server(lambda: Seat(topics, kind), "127.0.0.1", 0)
         talk = asyncio.ensure_future(speaking())
-        async with asyncio.timeout(60), asyncio.TaskGroup() as clients:
-            for _ in range(12):
-                clients.create_task(client(server.sockets[0].getsockname()))
-        async with asyncio.timeout(60):
-            while any(topic.crowds for topic in topics.values()):
-                await asyncio.sleep(0)
-        talk.cancel()
-        server.close()
+        try:
+            async with asyncio.timeout(60), asyncio.TaskGroup() as clients:
+                for _ in range(12):
+                    clients.create_task(client(server.sockets[0].getsockname()))
+            async with asyncio.timeout(60):
+                while any(topic.crowds for topic in topics.values()):
+                    await asyncio.sleep(0)
+        finally:
+            talk.cancel()
+            server.close()
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(check())
